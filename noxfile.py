@@ -1,0 +1,151 @@
+"""Every check of this project: ``nox -s tests``, and ``nox --list`` for the others.
+
+Rules kept here:
+
+- The tests run against the built wheel, from an empty directory outside the repository, so that what they import is
+  what a user installs, never the source tree.
+- Every Python version among pyproject.toml's classifiers is tested if the machine has it, also one that only pyenv
+  keeps. A missing one is reported and skipped; where all are missing the run fails.
+- A machine with Python and git is enough.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import nox
+from packaging.requirements import Requirement
+
+nox.needs_version = ">=2025.2.9"
+
+ROOT = Path(__file__).resolve().parent
+PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
+EXTRAS: dict[str, list[str]] = PYPROJECT["project"]["optional-dependencies"]
+REQUIREMENTS: list[str] = [*PYPROJECT["project"]["dependencies"], *itertools.chain.from_iterable(EXTRAS.values())]
+SUPPORTED = nox.project.python_versions(PYPROJECT)
+
+
+def candidates(version: str) -> Iterator[str]:
+    """Where a Python of this version may be: on PATH, then among those that pyenv keeps, newest release first."""
+    name = f"python{version}"
+    yield from filter(None, (shutil.which(name, path=folder) for folder in os.get_exec_path()))
+    pyenv_root = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
+    releases = [p for p in pyenv_root.glob("versions/*") if re.fullmatch(re.escape(version) + r"\.\d+", p.name)]
+    releases.sort(key=lambda p: int(p.name.rpartition(".")[2]), reverse=True)
+    yield from filter(None, (shutil.which(name, path=p / "bin") for p in releases))
+
+
+def works(command: list[str], version: str) -> bool:
+    """Whether this command is a Python of this version that agentmem can run on.
+
+    Only running it tells: pyenv puts a command on PATH for each version that it keeps, and it fails for all but
+    the selected ones; a Python built from source may lack SQLite.
+    """
+    check = "import sqlite3, ssl, sys; print('%d.%d' % sys.version_info[:2])"
+    try:
+        done = subprocess.run([*command, "-c", check], capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0 and done.stdout.strip() == version
+
+
+def present() -> list[str]:
+    """The supported versions that this machine has, oldest first. PATH is extended so that nox finds them too."""
+    found = []
+    for version in SUPPORTED:
+        if version == "{}.{}".format(*sys.version_info[:2]):
+            found.append(version)  # nox itself runs on it
+        elif python := next((p for p in candidates(version) if works([p], version)), None):
+            found.append(version)
+            if python != shutil.which(f"python{version}"):
+                os.environ["PATH"] = os.path.dirname(python) + os.pathsep + os.environ["PATH"]
+        elif sys.platform == "win32" and works(["py", f"-{version}"], version):
+            found.append(version)  # nox knows the launcher
+    return found
+
+
+PRESENT = present()
+
+nox.options.sessions = ["lint", "types", "tests"]
+nox.options.download_python = "never"
+# A missing version is skipped and named in nox's summary, under CI too; but a run that tests nothing fails.
+nox.options.error_on_missing_interpreters = not PRESENT
+
+
+def group(name: str) -> list[str]:
+    """The requirements of one dependency group. Read here, since pip knows groups only from 25.1 on."""
+    return list(nox.project.dependency_groups(PYPROJECT, name))
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Ruff: the rules, then the format."""
+    session.install(*group("lint"))
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Mypy, strict, on package, tests, benchmarks and examples, as the oldest and the newest Python see them."""
+    session.install(*REQUIREMENTS, *group("types"))
+    for version in (SUPPORTED[0], SUPPORTED[-1]):
+        session.run("mypy", "--python-version", version)
+
+
+@nox.session(python=SUPPORTED)
+def tests(session: nox.Session) -> None:
+    """Pytest on the built wheel. Arguments after -- go to pytest, paths as seen from the repository."""
+    install_wheel(session, *group("test"), *group("agents-sdk"))
+    run_pytest(session)
+
+
+@nox.session(python=(PRESENT or SUPPORTED)[0])
+def lowest(session: nox.Session) -> None:
+    """The same with the oldest dependencies that pyproject.toml allows, on the oldest Python here."""
+    bounds = Path(session.cache_dir, "lowest.txt")
+    bounds.write_text("\n".join(lower_bounds()), encoding="utf-8")
+    install_wheel(session, *group("test"), "--constraint", str(bounds))
+    run_pytest(session)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """The benchmarks, with every rival that they know. Arguments after -- go to them: --quick takes about a minute."""
+    install_wheel(session, *group("bench"))
+    session.run("python", "-m", "benchmarks", *session.posargs)
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """``agentmem demo``, as someone who has just installed it sees it."""
+    session.install(".")
+    session.run("agentmem", "demo", *session.posargs)
+
+
+def install_wheel(session: nox.Session, *requirements: str) -> None:
+    """Build the wheel and install it with all extras: pip does both when it is given a folder."""
+    session.install(f".[{','.join(EXTRAS)}]", *requirements)
+
+
+def lower_bounds() -> list[str]:
+    """Each dependency and extra of pyproject.toml, pinned to its lower bound."""
+    requirements = map(Requirement, REQUIREMENTS)
+    return [f"{r.name}=={spec.version}" for r in requirements for spec in r.specifier if spec.operator == ">="]
+
+
+def run_pytest(session: nox.Session) -> None:
+    """Run tests/ from an empty directory; AGENTMEM_REPO tells the tests where README.md and examples/ are."""
+    args = [str(ROOT / arg) if arg.startswith("tests/") else arg for arg in session.posargs]
+    if args == session.posargs:
+        args.append(str(ROOT / "tests"))
+    with tempfile.TemporaryDirectory() as elsewhere, session.chdir(elsewhere):
+        session.run("pytest", "-c", str(ROOT / "pyproject.toml"), *args, env={"AGENTMEM_REPO": str(ROOT)})
