@@ -1,0 +1,104 @@
+"""How much of a session a read takes: rows go in newest first, items come out oldest first.
+
+A reading does no I/O. An engine feeds it rows until it wants no more, all from one state of the database:
+
+    rows = fetch(reading.first)
+    while wanted := reading.feed(rows, at_start=...): rows = fetch(wanted)
+
+Rules: rows that cannot be decoded are set aside in ``corrupt`` and never counted, so a limit counts valid
+items only. Decoding happens here, in the thread that reads, and not on the event loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .items import Item, decode_item
+from .replay import SessionSettings, settle_window
+
+SLICE_ROWS = 512
+"""Most rows that a reading takes at once. Fetching and decoding them holds the interpreter for about a
+millisecond at a time, so the event loop and other readers get their turn in a long read."""
+
+Row = tuple[int, bytes]
+"""A stored row: its position in the session, from 0, and the item's JSON text in UTF-8."""
+
+
+class TailReading:
+    """The newest `limit` items, or all of them.
+
+    Attributes:
+        first: rows wanted to begin with; 0 for none.
+        corrupt: positions of the rows that could not be decoded, newest first.
+        oldest: position of the oldest item taken, None where there is none.
+    """
+
+    def __init__(self, limit: int | None) -> None:
+        self._limit = limit
+        self._newest_first: list[Item] = []
+        self.corrupt: list[int] = []
+        self.oldest: int | None = None
+        self.first = self._wanted()
+
+    def feed(self, rows: Sequence[Row], *, at_start: bool) -> int:
+        """Take `rows`, newest first; returns how many more are wanted, 0 when done.
+
+        Args:
+            at_start: whether the session has no rows before these.
+        """
+        self._decode(rows)
+        return 0 if at_start else self._wanted()
+
+    def result(self) -> list[Item]:
+        """The items, oldest first."""
+        return self._newest_first[::-1]
+
+    def _wanted(self) -> int:
+        return SLICE_ROWS if self._limit is None else min(SLICE_ROWS, self._limit - len(self._newest_first))
+
+    def _decode(self, rows: Sequence[Row]) -> None:
+        for position, data in rows:
+            try:
+                self._newest_first.append(decode_item(data))
+                self.oldest = position
+            except ValueError:
+                self.corrupt.append(position)
+
+
+class WindowReading(TailReading):
+    """The replay window of `settings`, which have a cap; reads only as far back as it takes to tell."""
+
+    def __init__(self, settings: SessionSettings) -> None:
+        super().__init__(None)
+        self._settings = settings
+        self._window: list[Item] = []
+        self._to_come = self.first = self._guess()  # rows, before the window is looked for (again)
+
+    def feed(self, rows: Sequence[Row], *, at_start: bool) -> int:
+        """Take `rows`, newest first; returns how many more are wanted, 0 when done."""
+        self._decode(rows)
+        self._to_come -= len(rows)
+        if at_start or self._to_come <= 0:
+            window = settle_window(self._newest_first[::-1], self._settings, whole=at_start)
+            if window is not None:
+                self._window = window
+                return 0
+            # As much again, so that no row is examined more than twice on average.
+            self._to_come = len(self._newest_first) + len(self.corrupt)
+        return min(SLICE_ROWS, self._to_come)
+
+    def result(self) -> list[Item]:
+        """The window's items, oldest first."""
+        return self._window
+
+    def _guess(self) -> int:
+        # A little more than the cap, because an exchange or reasoning may straddle it. Eight items a turn and
+        # 64 tokens an item are only where the search begins; any number gives the same window.
+        guesses = [SLICE_ROWS]
+        if self._settings.limit is not None:
+            guesses.append(self._settings.limit + 8 if self._settings.limit else 0)
+        if self._settings.max_turns is not None:
+            guesses.append(self._settings.max_turns * 8)
+        if self._settings.max_tokens is not None:
+            guesses.append(self._settings.max_tokens // 64 + 8)
+        return min(guesses)

@@ -1,0 +1,273 @@
+"""Readings, fed slice by slice as an engine feeds them: the right items from no more rows than it takes."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import (
+    History,
+    call,
+    histories,
+    json_objects,
+    message,
+    numbered,
+    output,
+    reasoning,
+    whole_histories,
+)
+
+from agentmem.items import Item, encode_item
+from agentmem.reading import SLICE_ROWS, Row, TailReading, WindowReading
+from agentmem.replay import SessionSettings, replay_window, settle_window
+
+CORRUPT: list[Any] = [b"", b"{", b"[1]", b"\xff\xfe", b'{"a":NaN}', b'{"a":1}x', b"null", None, 5, "text"]
+"""What a damaged database may hold in place of an item; SQLite keeps any type in any column."""
+
+
+def rows_of(items: History) -> list[Row]:
+    """The rows of a session, oldest first."""
+    return [(position, encode_item(item).encode()) for position, item in enumerate(items)]
+
+
+class Fed(NamedTuple):
+    items: list[Item]
+    read: int
+    """How many rows were fed."""
+    slices: list[int]
+    """How many rows were asked for, each time."""
+
+
+def feed(reading: TailReading, rows: list[Row]) -> Fed:
+    """Feed a session's rows, oldest first here, as an engine does: newest first, so many as are wanted."""
+    newest_first = rows[::-1]
+    read, slices, wanted = 0, [], reading.first
+    while wanted:
+        assert wanted > 0
+        part = newest_first[read : read + wanted]
+        read += len(part)
+        slices.append(wanted)
+        at_start = len(part) < wanted
+        wanted = reading.feed(part, at_start=at_start)
+        assert not (at_start and wanted), "wants rows beyond the beginning"
+    return Fed(reading.result(), read, slices)
+
+
+@st.composite
+def damaged(draw: st.DrawFn, items: History) -> list[Row]:
+    """The rows of a session, with corrupt ones anywhere among them."""
+    rows = [data for _, data in rows_of(items)]
+    for place in draw(st.lists(st.integers(0, len(rows)), max_size=8)):
+        rows.insert(place, draw(st.sampled_from(CORRUPT)))
+    return list(enumerate(rows))
+
+
+def corrupt_positions(rows: list[Row]) -> list[int]:
+    """Newest first."""
+    return [position for position, data in reversed(rows) if data in CORRUPT]
+
+
+# ------------------------------------------------------------------------------------------------------------ tails
+
+
+@given(st.lists(json_objects(), max_size=12), st.none() | st.integers(0, 14), st.data())
+def test_a_tail_is_the_newest_valid_items_oldest_first(items: History, limit: int | None, data: st.DataObject) -> None:
+    rows = data.draw(damaged(items))
+    expected = items if limit is None else items[max(0, len(items) - limit) :]
+    assert feed(TailReading(limit), rows).items == expected
+
+
+@given(histories(), st.integers(0, 14), st.data())
+def test_a_tail_reads_up_to_its_oldest_item_and_no_row_further(items: History, limit: int, data: st.DataObject) -> None:
+    rows = data.draw(damaged(items))
+    reading = TailReading(limit)
+    fed = feed(reading, rows)
+    if len(fed.items) == limit:
+        assert reading.oldest == (len(rows) - fed.read if limit else None)
+    else:
+        assert fed.read == len(rows)
+
+
+@given(histories(), st.none() | st.integers(0, 14), st.data())
+def test_oldest_is_where_the_oldest_item_stands(items: History, limit: int | None, data: st.DataObject) -> None:
+    rows = data.draw(damaged(items))
+    reading = TailReading(limit)
+    taken = feed(reading, rows).items
+    if taken:
+        assert reading.oldest is not None
+        assert json.loads(rows[reading.oldest][1]) == taken[0]
+    else:
+        assert reading.oldest is None
+
+
+@given(histories(), st.none() | st.integers(0, 14), st.data())
+def test_corrupt_are_the_rows_that_were_passed_over(items: History, limit: int | None, data: st.DataObject) -> None:
+    rows = data.draw(damaged(items))
+    reading = TailReading(limit)
+    fed = feed(reading, rows)
+    assert reading.corrupt == corrupt_positions(rows[len(rows) - fed.read :])
+
+
+def test_a_tail_of_nothing_reads_nothing() -> None:
+    reading = TailReading(0)
+    assert reading.first == 0
+    assert feed(reading, rows_of([{"a": 1}])) == Fed([], 0, [])
+
+
+def test_a_session_without_a_valid_row_is_read_to_its_beginning() -> None:
+    rows: list[Row] = list(enumerate(CORRUPT))
+    reading = TailReading(1)
+    assert feed(reading, rows).items == []
+    assert (reading.oldest, reading.corrupt) == (None, list(range(len(rows)))[::-1])
+
+
+def test_a_session_without_rows_has_no_items() -> None:
+    for reading in (TailReading(None), TailReading(3), WindowReading(SessionSettings(limit=3))):
+        assert feed(reading, []).items == []
+        assert (reading.oldest, reading.corrupt) == (None, [])
+
+
+# ---------------------------------------------------------------------------------------------------------- windows
+
+
+@st.composite
+def capped_settings(draw: st.DrawFn) -> SessionSettings:
+    caps: dict[str, Any] = {
+        "limit": draw(st.none() | st.integers(0, 12)),
+        "max_turns": draw(st.none() | st.integers(0, 4)),
+        "max_tokens": draw(st.none() | st.integers(0, 300)),
+    }
+    if set(caps.values()) == {None}:
+        caps["limit"] = draw(st.integers(0, 12))
+    return SessionSettings(**caps)
+
+
+@given(histories(), capped_settings(), st.data())
+def test_a_window_is_that_of_all_valid_items(items: History, settings: SessionSettings, data: st.DataObject) -> None:
+    """However the rows come in slices, and whatever corrupt ones stand between them."""
+    rows = data.draw(damaged(items))
+    assert feed(WindowReading(settings), rows).items == replay_window(items, settings)
+
+
+@given(st.lists(histories(), min_size=2, max_size=8), capped_settings(), st.data())
+def test_a_window_of_a_long_session_is_the_same(
+    parts: list[History], settings: SessionSettings, data: st.DataObject
+) -> None:
+    """Long enough for several slices."""
+    items = numbered([item for part in parts for item in part])
+    rows = data.draw(damaged(items))
+    assert feed(WindowReading(settings), rows).items == replay_window(items, settings)
+
+
+@given(st.lists(histories(), max_size=4), capped_settings(), st.data())
+def test_a_window_reads_less_than_twice_the_rows_that_tell(
+    parts: list[History], settings: SessionSettings, data: st.DataObject
+) -> None:
+    """Or its first slice, where that is more."""
+    rows = data.draw(damaged(numbered([item for part in parts for item in part])))
+    reading = WindowReading(settings)
+    fed = feed(reading, rows)
+    assert fed.read <= max(reading.first, 2 * needed_rows(rows, settings) - 1)
+
+
+def needed_rows(rows: list[Row], settings: SessionSettings) -> int:
+    """The smallest number of newest rows from which the window can be told."""
+    for count in range(len(rows)):
+        items = [json.loads(data) for _, data in rows[len(rows) - count :] if data not in CORRUPT]
+        if settle_window(items, settings, whole=False) is not None:
+            return count
+    return len(rows)
+
+
+@given(st.lists(whole_histories(), max_size=6), st.integers(1, 20))
+def test_a_limit_reads_no_further_than_twice_itself_and_a_turn(parts: list[History], limit: int) -> None:
+    """On histories in which nothing is missing."""
+    items = numbered([item for part in parts for item in part])
+    starts = [place for place, item in enumerate(items) if item.get("role") in ("user", "system", "developer")]
+    longest = max((b - a for a, b in itertools.pairwise([*starts, len(items)])), default=0)
+    fed = feed(WindowReading(SessionSettings(limit=limit)), rows_of(items))
+    assert fed.read <= max(limit + 8, 2 * (limit + longest))
+
+
+@given(histories(), capped_settings(), st.data())
+def test_a_window_names_the_corrupt_rows_that_it_met(
+    h: History, settings: SessionSettings, data: st.DataObject
+) -> None:
+    rows = data.draw(damaged(h))
+    reading = WindowReading(settings)
+    fed = feed(reading, rows)
+    assert reading.corrupt == corrupt_positions(rows[len(rows) - fed.read :])
+
+
+CHAT = [message("user"), message("assistant")]
+TOOLS = [
+    message("user"),
+    reasoning(),
+    call("function_call", "a"),
+    call("function_call", "b"),
+    output("function_call", "a"),
+    output("function_call", "b"),
+    reasoning(),
+    message("assistant"),
+]
+
+
+@pytest.mark.parametrize(
+    ("turn", "settings", "most"),
+    [
+        (CHAT, SessionSettings(limit=20), 28),
+        (CHAT, SessionSettings(max_turns=3), 24),
+        (CHAT, SessionSettings(max_tokens=640), 4 * 18),  # a fifth of the 64 tokens an item that the guess is made on
+        (CHAT, SessionSettings(limit=20, max_turns=3), 24),
+        (CHAT, SessionSettings(limit=0), 0),
+        (CHAT, SessionSettings(max_turns=0), 0),
+        (TOOLS, SessionSettings(limit=20), 28),
+        (TOOLS, SessionSettings(max_turns=3), 2 * 24),
+        (TOOLS, SessionSettings(max_tokens=640), 4 * 18),
+        (TOOLS, SessionSettings(limit=1_000), 2 * SLICE_ROWS),
+    ],
+    ids=str,
+)
+def test_a_window_of_ten_thousand_rows_reads_only_its_end(turn: History, settings: SessionSettings, most: int) -> None:
+    items = numbered(turn * (10_000 // len(turn)))
+    fed = feed(WindowReading(settings), rows_of(items))
+    assert fed.read <= most
+    assert fed.items == replay_window(items, settings)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: TailReading(None),
+        lambda: TailReading(5_000),
+        lambda: WindowReading(SessionSettings(limit=5_000)),
+        lambda: WindowReading(SessionSettings(max_turns=2)),
+        lambda: WindowReading(SessionSettings(max_tokens=10**9)),
+    ],
+)
+def test_no_slice_is_longer_than_what_holds_the_interpreter_for_a_moment(make: Callable[[], TailReading]) -> None:
+    """Also where one turn is longer than many slices, so that nearly all of the session is read."""
+    items = numbered([message("user"), message("assistant"), message("user"), *[message("assistant")] * 6_000])
+    fed = feed(make(), rows_of(items))
+    assert fed.read >= 5_000
+    assert max(fed.slices) <= SLICE_ROWS
+
+
+def test_a_window_is_not_looked_for_after_each_slice() -> None:
+    """That would take quadratic time in a session whose window is far away."""
+    looks = 0
+
+    def count_tokens(item: Item) -> int:
+        nonlocal looks
+        looks += 1
+        return 0
+
+    items = numbered([message("user"), *[message("assistant")] * 20_000])
+    settings = SessionSettings(max_tokens=1, count_tokens=count_tokens)
+    assert feed(WindowReading(settings), rows_of(items)).items == items
+    assert looks <= 3 * len(items)
