@@ -1,0 +1,72 @@
+"""The engines, by URL scheme; each is imported when the first database of its kind is opened.
+
+A new engine is one file here, one row in ``ENGINES`` and one optional dependency.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module
+from typing import Any, NamedTuple
+
+from ..errors import MissingDependencyError
+from .base import Engine
+
+
+class Entry(NamedTuple):
+    """Where an engine is found.
+
+    Attributes:
+        module, name: of the Engine class; it takes the database (see ``keeps_url``) and keyword options.
+        extra: the extra of agentmem's that brings its driver; "" where none is needed.
+        keeps_url: whether it takes the whole URL, or only the path in it.
+    """
+
+    module: str
+    name: str
+    extra: str = ""
+    keeps_url: bool = True
+
+
+ENGINES = {
+    "sqlite": Entry("agentmem.engines.sqlite", "SQLiteEngine", keeps_url=False),
+}
+
+
+def open_engine(db: str | os.PathLike[str], **options: Any) -> Engine:
+    """The engine for a database; nothing is connected yet.
+
+    Args:
+        db: a URL with one of the schemes in ``ENGINES``, or the path of an SQLite file. As in SQLAlchemy,
+            three slashes begin a relative path and four an absolute one: ``sqlite:///conversations.db``.
+        options: the engine's own, such as ``busy_timeout_s``.
+
+    Raises:
+        ValueError: the URL's scheme is unknown, or an option out of range.
+        TypeError: an option that the engine does not have.
+        MissingDependencyError: the engine's driver is not installed.
+    """
+    scheme, database = _split(db)
+    entry = ENGINES[scheme]
+    try:
+        module = import_module(entry.module)
+    except ImportError as error:
+        if not entry.extra:
+            raise
+        raise MissingDependencyError(f"pip install 'agentmem[{entry.extra}]'") from error
+    engine: Engine = getattr(module, entry.name)(database, **options)
+    return engine
+
+
+def _split(db: str | os.PathLike[str]) -> tuple[str, str | os.PathLike[str]]:
+    if not isinstance(db, str) or "://" not in db:
+        return "sqlite", db
+    scheme, _, rest = db.partition("://")
+    if scheme not in ENGINES:
+        known = ", ".join(f"{name}://" for name in ENGINES)
+        raise ValueError(f"unknown database URL {scheme}://…; agentmem knows {known} and paths of SQLite files")
+    if ENGINES[scheme].keeps_url:
+        return scheme, db
+    if not rest.startswith("/"):
+        raise ValueError(f"{db!r} names a host; write {scheme}:///{rest} for a relative path, four slashes for others")
+    return scheme, rest[1:] or ":memory:"

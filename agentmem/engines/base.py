@@ -1,0 +1,71 @@
+"""What a database must do to hold sessions: the one interface that every engine implements.
+
+An engine sees encoded rows and never looks into an item. The rules that all of them keep, and that
+``agentmem.conformance`` checks:
+
+- Positions are issued inside the write transaction, from 0, without gaps; a read sees one state.
+- A write is durable when its call returns, all or nothing. One that is cancelled before it began is not
+  written; one that has begun finishes, and the cancellation is raised once its outcome is known.
+- A read sees every write whose call has returned in this process, and does not wait for those under way.
+- Only errors of ``agentmem.errors`` come out, never a driver's.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Sequence
+from typing import Protocol, TypeVar
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Reading(Protocol[T_co]):
+    """Says, slice by slice, how much of a session a read takes; see ``agentmem.reading``."""
+
+    first: int
+    oldest: int | None
+
+    def feed(self, rows: Sequence[tuple[int, bytes]], *, at_start: bool) -> int:
+        """Take rows, newest first; returns how many more are wanted, 0 when done."""
+
+    def result(self) -> T_co:
+        """What was read."""
+
+
+class Engine(ABC):
+    """One database, as one handle or store uses it. Making one does no I/O and opens nothing.
+
+    Every method but ``close`` raises :class:`~agentmem.errors.SessionClosedError` after ``close``, and
+    :class:`~agentmem.errors.StorageError` or one of its kinds when the database does not do its part.
+    """
+
+    name: str
+    """The database as messages name it: a path, or a URL without its password."""
+
+    key: Hashable
+    """Equal for two engines on the same database, in this process."""
+
+    @abstractmethod
+    async def open(self) -> None:
+        """Connect, and create or upgrade the schema; the other methods do so by themselves."""
+
+    @abstractmethod
+    async def append(self, session_id: str, rows: Sequence[str]) -> None:
+        """Append encoded items, oldest first, all or none; the first append creates the session."""
+
+    @abstractmethod
+    async def read(self, session_id: str, reading: Reading[T]) -> T:
+        """Feed the session's rows to `reading`, newest first and all from one state, off the event loop."""
+
+    @abstractmethod
+    async def pop(self, session_id: str, reading: Reading[T]) -> T:
+        """Read likewise inside a write, then remove every row from ``reading.oldest`` on (None: no row)."""
+
+    @abstractmethod
+    async def clear(self, session_id: str) -> None:
+        """Remove the session with all that is stored for it; the next append starts at position 0."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Let go of the database once the calls under way are done. Idempotent."""

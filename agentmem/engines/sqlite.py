@@ -1,0 +1,488 @@
+"""Sessions in an SQLite file: the schema, the SQL, and the table that maps SQLite's errors.
+
+Rules kept here:
+
+- An item's rowid is its session's key and its position in one number, so that a session's rows lie together
+  in the table itself: reading the tail of one session among 200,000 took 13 µs, against 41 µs with a
+  separate index and 227 µs with WITHOUT ROWID, whose inner pages hold whole rows.
+- A group of writes is one transaction. When it fails, each write is tried in a transaction of its own, so
+  that one that cannot succeed fails alone; only a lock held by somebody else fails all of them at once.
+  A pop is always a transaction of its own, because what it reads with can be fed but once.
+- ``PRAGMA application_id`` and ``user_version`` tell agentmem's files from others and older from newer ones.
+- Names and ids are bound as parameters, never formatted into SQL.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import time
+from collections import deque
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, groupby
+from typing import Any, Literal, NamedTuple, TypeVar, cast
+
+from ..errors import (
+    SchemaVersionError,
+    SessionClosedError,
+    StorageBusyError,
+    StorageCorruptError,
+    StorageError,
+    StorageFullError,
+)
+from .base import Engine, Reading
+from .batching import Job, despite_cancellation
+from .sqlite_link import MEMORY, WorkerConnection
+from .sqlite_pool import Database, MemoryLink, Pool, lease, release
+
+T = TypeVar("T")
+
+APPLICATION_ID = 0x61676D65  # "agme"
+SCHEMA_VERSION = 1
+
+_POSITION_BITS = 32
+_SCHEMA = (
+    """
+    CREATE TABLE agentmem_sessions (
+        session_key INTEGER PRIMARY KEY,
+        session_id TEXT NOT NULL UNIQUE,
+        next_position INTEGER NOT NULL CHECK (next_position <= 0x100000000),  -- what item_key has room for
+        created_at REAL NOT NULL,  -- seconds since 1970, UTC
+        updated_at REAL NOT NULL
+    )
+    """,
+    """
+    CREATE TABLE agentmem_items (
+        item_key INTEGER PRIMARY KEY,  -- session_key << 32 | position
+        created_at REAL NOT NULL,
+        item TEXT NOT NULL  -- JSON
+    )
+    """,
+    # For people with the sqlite3 shell; agentmem reads the tables.
+    """
+    CREATE VIEW agentmem_history AS
+        SELECT session_id, item_key & 0xFFFFFFFF AS position, datetime(i.created_at, 'unixepoch') AS created_at, item
+        FROM agentmem_items AS i JOIN agentmem_sessions ON session_key = item_key >> 32
+    """,
+)
+
+_NEWEST_FIRST = """
+    SELECT item_key & 0xFFFFFFFF, CAST(item AS BLOB) FROM agentmem_items
+    WHERE item_key >= (SELECT session_key << 32 FROM agentmem_sessions WHERE session_id = :session_id)
+      AND item_key < (SELECT (session_key + 1) << 32 FROM agentmem_sessions WHERE session_id = :session_id)
+    ORDER BY item_key DESC
+"""
+
+
+class SQLiteEngine(Engine):
+    """Sessions in one SQLite file, through the event loop's pool for that file.
+
+    Args:
+        db: path of the file, created if there is none; ":memory:" for a database that this engine alone sees.
+        busy_timeout_s: how long to wait while another process writes, in seconds.
+        durability: "full" flushes every commit to the disk before the call returns; "normal" leaves that to
+            the next checkpoint, so that a power cut, though no crash of the process, can take the newest
+            commits (sqlite.org/pragma.html#pragma_synchronous).
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or out of range.
+    """
+
+    def __init__(
+        self,
+        db: str | os.PathLike[str],
+        *,
+        busy_timeout_s: float = 5.0,
+        durability: Literal["full", "normal"] = "full",
+    ) -> None:
+        if not 0 <= busy_timeout_s < float("inf"):
+            raise ValueError(f"busy_timeout_s is a number of seconds, 0 or more, got {busy_timeout_s!r}")
+        if durability not in ("full", "normal"):
+            raise ValueError(f'durability is "full" or "normal", got {durability!r}')
+        self.name = _path(db)
+        in_memory = self.name == MEMORY
+        self.key: Hashable = ("sqlite", id(self) if in_memory else os.path.realpath(self.name))
+        self._busy_timeout_s = busy_timeout_s
+        self._durability = durability
+        self._database = Database(
+            path=self.name if in_memory else os.path.realpath(self.name),
+            key=(self.key, busy_timeout_s, durability),
+            busy_timeout_s=busy_timeout_s,
+            prepare_writer=self._prepare_writer,
+            prepare_reader=_prepare_reader,
+            write=_write,
+            read=_read,
+            memory=MemoryLink() if in_memory else None,
+        )
+        self._leases: dict[asyncio.AbstractEventLoop, Pool] = {}
+        self._closed = False
+
+    async def open(self) -> None:
+        pool = self._pool()
+        try:
+            await pool.open()
+        except BaseException as error:
+            # Nobody closes what ``async with`` could not open; a later call leases again.
+            if self._leases.get(pool.loop) is pool:
+                del self._leases[pool.loop]
+                await release(pool)
+            if isinstance(error, sqlite3.Error):
+                raise map_error(error, self.name) from error
+            raise
+
+    async def append(self, session_id: str, rows: Sequence[str]) -> None:
+        if rows:
+            await self._write(Append(session_id, rows))
+
+    async def read(self, session_id: str, reading: Reading[T]) -> T:
+        job = await self._pool().reads.submit(Read(session_id, reading))
+        return cast(T, self._outcome(job))
+
+    async def pop(self, session_id: str, reading: Reading[T]) -> T:
+        return cast(T, await self._write(Pop(session_id, reading)))
+
+    async def clear(self, session_id: str) -> None:
+        await self._write(Clear(session_id))
+
+    async def close(self) -> None:
+        self._closed = True
+        await despite_cancellation(self._let_go())
+
+    async def _let_go(self) -> None:
+        while self._leases:
+            _, pool = self._leases.popitem()
+            if not pool.is_inherited():
+                await release(pool)
+        if self._database.memory is not None:
+            await self._database.memory.close()
+
+    def _pool(self) -> Pool:
+        """This engine's pool on the running event loop."""
+        if self._closed:
+            raise SessionClosedError(f"the store on {self.name} is closed; open a new one")
+        loop = asyncio.get_running_loop()
+        pool = self._leases.get(loop)
+        if pool is None or pool.is_inherited():
+            for other, theirs in list(self._leases.items()):  # a list: other threads' loops may add theirs meanwhile
+                if theirs.is_inherited() and self._database.memory is not None:
+                    raise StorageError("a session in memory stays in the process that made it; use a file to share it")
+                if theirs.is_inherited() or other.is_closed():
+                    self._leases.pop(other, None)
+            pool = self._leases[loop] = lease(self._database)
+        return pool
+
+    async def _write(self, work: Append | Pop | Clear) -> object:
+        return self._outcome(await self._pool().writes.submit(work))
+
+    def _outcome(self, job: Job[Any]) -> object:
+        if job.error is None:
+            return job.result
+        if isinstance(job.error, sqlite3.Error):
+            raise map_error(job.error, self.name, job.work.session_id) from job.error
+        raise job.error
+
+    def _prepare_writer(self, raw: WorkerConnection) -> None:
+        raw.is_writer = True
+        if not raw.in_memory:
+            _refuse_foreign(raw, self.name)
+            _switch_to_wal(raw, self.name, time.monotonic() + self._busy_timeout_s)
+        raw.execute(f"PRAGMA synchronous = {'FULL' if self._durability == 'full' else 'NORMAL'}")
+        raw.execute("PRAGMA fullfsync = ON")  # macOS: fsync() alone leaves the data in the drive's cache
+        _create_or_upgrade(raw, self.name)
+
+
+def _path(db: str | os.PathLike[str]) -> str:
+    if isinstance(db, str) and db == MEMORY:
+        return db
+    path = os.fspath(db)
+    if not isinstance(path, str):
+        raise TypeError(f"db is a path or a URL, got {type(db).__name__}")
+    if not path or "\0" in path:
+        raise ValueError(f"db is a path of a file, got {path!r}")
+    return os.path.abspath(os.path.expanduser(path))
+
+
+def _prepare_reader(raw: WorkerConnection) -> None:
+    # The promise that only the writer writes and checkpoints (sqlite.org/wal.html#walresetbug).
+    raw.execute("PRAGMA query_only = ON")
+    raw.execute("PRAGMA wal_autocheckpoint = 0")
+
+
+def _refuse_foreign(raw: WorkerConnection, path: str) -> None:
+    """Leave other programs' databases and newer versions' files exactly as they are."""
+    application_id, version, tables = raw.execute(
+        """
+        SELECT application_id, user_version, (SELECT count(*) FROM sqlite_master)
+        FROM pragma_application_id, pragma_user_version
+        """
+    ).fetchone()
+    if application_id == APPLICATION_ID:
+        if version > SCHEMA_VERSION:
+            raise SchemaVersionError(
+                f"{path} has schema version {version}, this agentmem knows up to {SCHEMA_VERSION}; upgrade agentmem"
+            )
+    elif tables or application_id or version:
+        raise StorageError(f"{path} is another program's database; give agentmem a file of its own")
+
+
+def _switch_to_wal(raw: WorkerConnection, path: str, deadline: float) -> None:
+    while True:
+        try:
+            (mode,) = raw.execute("PRAGMA journal_mode = WAL").fetchone()
+        except sqlite3.OperationalError as error:
+            # Processes that open a new file together get this at once, without SQLite's own waiting, because
+            # two that wait for each other's lock would never go on.
+            if _primary_code(error) != _BUSY or time.monotonic() >= deadline:
+                raise
+            time.sleep(0.005)
+        else:
+            if mode != "wal":
+                raise StorageError(f"{path} cannot be used in WAL mode ({mode} instead); put it on a local disk")
+            return
+
+
+def _create_or_upgrade(raw: WorkerConnection, path: str) -> None:
+    (version,) = raw.execute("PRAGMA user_version").fetchone()
+    if version == SCHEMA_VERSION:
+        return
+    with _Transaction(raw):
+        # Looked at again under the lock: another process may have created it meanwhile.
+        _refuse_foreign(raw, path)
+        (version,) = raw.execute("PRAGMA user_version").fetchone()
+        if version == 0:
+            for statement in _SCHEMA:
+                raw.execute(statement)
+            raw.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            raw.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+class _Transaction:
+    """``BEGIN IMMEDIATE``, then ``COMMIT``, or ``ROLLBACK`` when something is raised."""
+
+    def __init__(self, raw: WorkerConnection) -> None:
+        self._raw = raw
+
+    def __enter__(self) -> None:
+        self._raw.execute("BEGIN IMMEDIATE")
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        try:
+            if kind is None:
+                self._raw.execute("COMMIT")
+        finally:
+            if self._raw.in_transaction:  # not after a commit, nor where SQLite has rolled back by itself
+                self._raw.execute("ROLLBACK")
+
+
+def _write(raw: WorkerConnection, jobs: list[Job[Any]]) -> None:
+    """Serve a batch of writes: in one transaction, but for pops and where that fails."""
+    groups = deque(_groups(jobs))
+    while groups:
+        group = groups.popleft()
+        try:
+            results = _write_together(raw, [job.work for job in group])
+        except Exception as error:
+            if isinstance(error, sqlite3.Error) and _primary_code(error) == _BUSY:
+                for job in chain(group, *groups):  # each group would wait for the same lock, one after the other
+                    job.error = error
+                return
+            if len(group) > 1:
+                groups.extendleft([job] for job in reversed(group))
+            else:
+                group[0].error = error
+        else:
+            for job, result in zip(group, results, strict=True):
+                job.result = result
+
+
+def _groups(jobs: list[Job[Any]]) -> Iterator[list[Job[Any]]]:
+    for are_pops, group in groupby(jobs, lambda job: isinstance(job.work, Pop)):
+        if are_pops:
+            yield from ([job] for job in group)
+        else:
+            yield list(group)
+
+
+def _write_together(raw: WorkerConnection, works: list[Append | Pop | Clear]) -> list[object]:
+    now = time.time()
+    with _Transaction(raw):
+        return [work.apply(raw, now) for work in works]
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    """Append rows to a session; the first append creates it."""
+
+    session_id: str
+    rows: Sequence[str]
+
+    def apply(self, raw: WorkerConnection, now: float) -> None:
+        count = len(self.rows)
+        found = raw.execute(
+            "SELECT session_key, next_position FROM agentmem_sessions WHERE session_id = ?", (self.session_id,)
+        ).fetchone()
+        if found is None:
+            position = 0
+            key = raw.execute(
+                "INSERT INTO agentmem_sessions (session_id, next_position, created_at, updated_at) VALUES (?, ?, ?, ?)",
+                (self.session_id, count, now, now),
+            ).lastrowid
+        else:
+            key, position = found
+            _set_end(raw, key, position + count, now)
+        first = (key << _POSITION_BITS) + position
+        raw.executemany(
+            "INSERT INTO agentmem_items (item_key, created_at, item) VALUES (?, ?, ?)",
+            [(first + place, now, item) for place, item in enumerate(self.rows)],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Pop:
+    """Read, and remove the rows from the oldest one read on."""
+
+    session_id: str
+    reading: Reading[Any]
+
+    def apply(self, raw: WorkerConnection, now: float) -> object:
+        _feed(raw, self.session_id, self.reading)
+        oldest = self.reading.oldest
+        key = _session_key(raw, self.session_id)
+        if oldest is not None and key is not None:
+            _delete_from(raw, key, oldest)
+            _set_end(raw, key, oldest, now)
+        return self.reading.result()
+
+
+@dataclass(frozen=True, slots=True)
+class Clear:
+    """Remove a session."""
+
+    session_id: str
+
+    def apply(self, raw: WorkerConnection, now: float) -> None:
+        key = _session_key(raw, self.session_id)
+        if key is not None:
+            _delete_from(raw, key, 0)
+            raw.execute("DELETE FROM agentmem_sessions WHERE session_key = ?", (key,))
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """Feed a session's rows to a reading."""
+
+    session_id: str
+    reading: Reading[Any]
+
+
+def _session_key(raw: WorkerConnection, session_id: str) -> int | None:
+    found = raw.execute("SELECT session_key FROM agentmem_sessions WHERE session_id = ?", (session_id,)).fetchone()
+    return None if found is None else found[0]
+
+
+def _set_end(raw: WorkerConnection, key: int, next_position: int, now: float) -> None:
+    raw.execute(
+        "UPDATE agentmem_sessions SET next_position = ?, updated_at = ? WHERE session_key = ?",
+        (next_position, now, key),
+    )
+
+
+def _delete_from(raw: WorkerConnection, key: int, position: int) -> None:
+    raw.execute(
+        "DELETE FROM agentmem_items WHERE item_key >= ? AND item_key < ?",
+        ((key << _POSITION_BITS) + position, (key + 1) << _POSITION_BITS),
+    )
+
+
+def _read(raw: WorkerConnection, jobs: list[Job[Any]]) -> None:
+    """Serve a batch of reads; each is one statement, so it sees one state of the database."""
+    for job in jobs:
+        try:
+            _feed(raw, job.work.session_id, job.work.reading)
+            job.result = job.work.reading.result()
+        except Exception as error:
+            job.error = error
+
+
+def _feed(raw: WorkerConnection, session_id: str, reading: Reading[Any]) -> None:
+    wanted = reading.first
+    if not wanted:
+        return
+    cursor = raw.execute(_NEWEST_FIRST, {"session_id": session_id})
+    try:
+        while wanted:
+            rows = cursor.fetchmany(wanted)
+            wanted = reading.feed(rows, at_start=len(rows) < wanted)
+    finally:
+        cursor.close()  # ends the statement, and with it the read transaction
+
+
+class _Meaning(NamedTuple):
+    text: str
+    error: type[StorageError]
+    advice: str
+
+
+_BUSY = 5
+ERRORS = {
+    1: _Meaning("SQL logic error", StorageError, "its tables are not as agentmem made them; restore a backup"),
+    2: _Meaning("internal logic error", StorageError, "a defect in SQLite; upgrade it"),
+    3: _Meaning("access permission denied", StorageError, "check the file's permissions"),
+    4: _Meaning("query aborted", StorageError, "nothing was written; try again"),
+    _BUSY: _Meaning(
+        "database is locked",
+        StorageBusyError,
+        "another process is writing; nothing was written here, try again or raise busy_timeout_s",
+    ),
+    6: _Meaning("database table is locked", StorageBusyError, "nothing was written; try again"),
+    7: _Meaning("out of memory", StorageError, "nothing was written; free memory and try again"),
+    8: _Meaning(
+        "attempt to write a readonly database", StorageError, "make the file and its folder writable for this user"
+    ),
+    9: _Meaning("interrupted", StorageError, "nothing was written; try again"),
+    10: _Meaning("disk I/O error", StorageError, "check the disk and its free space; nothing was written"),
+    11: _Meaning(
+        "database disk image is malformed",
+        StorageCorruptError,
+        "copy the file away as it is, then restore a backup or try the sqlite3 shell's .recover",
+    ),
+    12: _Meaning("unknown operation", StorageError, "a defect in agentmem; please report it"),
+    13: _Meaning("database or disk is full", StorageFullError, "nothing was written; make room and try again"),
+    14: _Meaning(
+        "unable to open database file", StorageError, "check that it is a file, and its and its folder's permissions"
+    ),
+    15: _Meaning("locking protocol", StorageBusyError, "too many processes open the file at once; try again"),
+    16: _Meaning("table contains no data", StorageError, "a defect in SQLite; upgrade it"),
+    17: _Meaning("database schema has changed", StorageBusyError, "nothing was written; try again"),
+    18: _Meaning("string or blob too big", StorageError, "SQLite stores up to 1,000,000,000 bytes; split the item"),
+    19: _Meaning(
+        "constraint failed",
+        StorageCorruptError,
+        "positions and rows do not fit together; copy the file away and restore a backup",
+    ),
+    20: _Meaning("datatype mismatch", StorageCorruptError, "its tables are not as agentmem made them"),
+    21: _Meaning("bad parameter or other API misuse", StorageError, "a defect in agentmem; please report it"),
+    22: _Meaning("large file support is disabled", StorageError, "the file has outgrown this system"),
+    23: _Meaning("authorization denied", StorageError, "a defect in agentmem; please report it"),
+    24: _Meaning("auxiliary database format error", StorageCorruptError, "restore a backup"),
+    25: _Meaning("column index out of range", StorageError, "a defect in agentmem; please report it"),
+    26: _Meaning("file is not a database", StorageCorruptError, "check the path: agentmem leaves the file as it is"),
+}
+"""SQLite's primary result codes that are errors (sqlite.org/rescode.html), with the text that it gives them,
+by which Python 3.10 tells them apart, and what they mean for a caller."""
+
+
+def map_error(error: sqlite3.Error, path: str, session_id: str | None = None) -> StorageError:
+    """agentmem's error for SQLite's."""
+    meaning = ERRORS.get(_primary_code(error), _Meaning("", StorageError, "see the cause above"))
+    subject = f"{path}: " if session_id is None else f"session {session_id[:80]!r} in {path}: "
+    return meaning.error(f"{subject}{error}; {meaning.advice}")
+
+
+def _primary_code(error: sqlite3.Error) -> int:
+    code: int | None = getattr(error, "sqlite_errorcode", None)  # from Python 3.11 on
+    if code is not None:
+        return code & 0xFF
+    return next((code for code, meaning in ERRORS.items() if meaning.text in str(error)), 1)

@@ -1,0 +1,287 @@
+"""SQLite connections, shared: one pool per database and event loop.
+
+Rules kept here:
+
+- A pool has one connection that writes and a few that read, each opened when it is first needed. However
+  many sessions use the pool, it has no more threads and file descriptors than these need.
+- Writes that wait are committed together, reads that wait are served together.
+- Only the writer checkpoints: readers are set up not to, and are closed before the writer
+  (sqlite.org/wal.html#walresetbug).
+- Nothing is acknowledged that went into a file which is no longer at its path.
+- A pool closes when its last user lets go of it; one whose event loop is gone, with the next lease.
+
+No SQL here: a :class:`Database` says how to prepare a connection and how to serve a batch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any
+
+from .batching import Batcher, Job, despite_cancellation
+from .lifecycle import around_fork
+from .sqlite_link import (
+    MEMORY,
+    ConnectionLost,
+    FileIdentity,
+    Link,
+    WorkerConnection,
+    create_private,
+    stop_all,
+)
+
+READERS = 3
+"""Connections that read. More bring nothing under Python's interpreter lock; with fewer, reads of a few
+whole histories would hold up the short ones."""
+
+MOST_WRITES = 512
+"""Largest group commit; bounds how long the first of a group waits for the last."""
+
+MOST_READS = 64
+"""Largest batch of reads, likewise."""
+
+Serve = Callable[[WorkerConnection, "list[Job[Any]]"], None]
+"""Gives each job of a batch its result or error; runs in the connection's thread."""
+
+
+class MemoryLink:
+    """The one connection of an in-memory database, which all event loops share: closing it ends the data."""
+
+    def __init__(self) -> None:
+        self.link: Link | None = None
+        self.lock = threading.Lock()
+        self._process = os.getpid()
+
+    async def open(self, database: Database) -> Link:
+        if self.link is None:
+            link = await Link.open(MEMORY, database.busy_timeout_s, database.prepare_writer)
+            with self.lock:
+                if self.link is None:
+                    self.link = link
+            if self.link is not link:  # another loop's thread was faster
+                await link.close()
+        return self.link
+
+    async def close(self) -> None:
+        link, self.link = self.link, None
+        if link is not None and self._process == os.getpid():  # a fork has no thread that could close it
+            await link.close()
+
+
+@dataclass(frozen=True)
+class Database:
+    """What a pool opens, and how.
+
+    Args:
+        path: of the file, absolute and without links; unused for one in memory.
+        key: equal for two databases that share a pool.
+        busy_timeout_s: how long a statement waits for another process's lock.
+        prepare_writer, prepare_reader: set up a fresh connection, in its thread.
+        write, read: serve a batch.
+        memory: set for a database in memory.
+    """
+
+    path: str
+    key: Hashable
+    busy_timeout_s: float
+    prepare_writer: Callable[[WorkerConnection], None]
+    prepare_reader: Callable[[WorkerConnection], None]
+    write: Serve
+    read: Serve
+    memory: MemoryLink | None = field(default=None, compare=False)
+
+
+class Pool:
+    """The connections of one event loop to one database."""
+
+    def __init__(self, database: Database, loop: asyncio.AbstractEventLoop) -> None:
+        self.database = database
+        self.loop = loop
+        self.users = 0
+        self._process = os.getpid()
+        self.writes: Batcher[Any] = Batcher(self._serve_writes, lanes=1, most=MOST_WRITES)
+        self.reads: Batcher[Any] = Batcher(self._serve_reads, lanes=READERS, most=MOST_READS)
+        self._writer: Link | None = None
+        self._readers: list[Link | None] = [None] * READERS
+        self._opening = asyncio.Lock()
+        self._file: FileIdentity | None = None
+        self._replaced = False
+
+    async def open(self) -> None:
+        """Connect, and have the schema created or upgraded."""
+        await despite_cancellation(self._open_writer())
+
+    async def close(self) -> None:
+        """Finish what was asked for, then close every connection, the writer last."""
+        await despite_cancellation(self._close())
+
+    def is_current(self) -> bool:
+        """Whether the file at the path is still the one that was opened, or none was opened yet."""
+        return not self._replaced and (self._file is None or self._file.is_at_its_path())
+
+    def is_inherited(self) -> bool:
+        """Whether this process got the pool by a fork, without the threads behind it."""
+        return os.getpid() != self._process
+
+    def retire(self) -> None:
+        """Let go of a file that was replaced, from any thread; those who still use it get StorageError."""
+        self._replaced = True
+        for link in self._links():
+            link.raw.close()
+
+    def abandon(self) -> None:
+        """Have the connections closed, without waiting for it, because the event loop is closed."""
+        # In a thread, because stopping a connection under a running loop reports to that loop, which may be
+        # closed by then.
+        threading.Thread(target=stop_all, args=(self._links(),), name="agentmem-abandon").start()
+
+    def _links(self) -> list[Link]:
+        links = [*self._readers, self._writer] if self.database.memory is None else []
+        return [link for link in links if link is not None]
+
+    async def _open_writer(self) -> Link:
+        async with self._opening:
+            if self._writer is None:
+                if self._replaced and self._file is not None:
+                    raise self._file.replaced()
+                if self.database.memory is not None:
+                    self._writer = await self.database.memory.open(self.database)
+                else:
+                    self._writer = await self._open_file()
+        return self._writer
+
+    async def _open_file(self) -> Link:
+        if self._file is None:
+            create_private(self.database.path)
+            file = FileIdentity(self.database.path)
+        else:
+            file = self._file
+            file.check()  # reopened after a fork: it must not become another file unnoticed
+
+        def prepare(raw: WorkerConnection) -> None:
+            if not file.is_at_its_path():
+                raise file.replaced()  # SQLite may have opened the other one, whose WAL is not ours to remove
+            raw.file = file
+            try:
+                self.database.prepare_writer(raw)
+            finally:
+                file.remember_wal()
+
+        link = await self._open(prepare)
+        self._file = file
+        return link
+
+    async def _open(self, prepare: Callable[[WorkerConnection], None]) -> Link:
+        while True:
+            try:
+                return await Link.open(self.database.path, self.database.busy_timeout_s, prepare)
+            except ConnectionLost:
+                pass  # a fork came between connecting and preparing
+
+    async def _serve_writes(self, lane: int, jobs: list[Job[Any]]) -> None:
+        while True:
+            link = self._writer or await self._open_writer()
+            try:
+                return await link.hop(lambda raw: self._write(raw, jobs))
+            except ConnectionLost:
+                self._writer = None
+                await link.close()
+
+    async def _serve_reads(self, lane: int, jobs: list[Job[Any]]) -> None:
+        while True:
+            link = self._readers[lane] or await self._open_reader(lane)
+            try:
+                return await link.hop(lambda raw: self._read(raw, jobs))
+            except ConnectionLost:
+                self._readers[lane] = None
+                await link.close()
+
+    async def _open_reader(self, lane: int) -> Link:
+        # The writer comes first: it creates the schema, and recovers the WAL after a crash.
+        link = await self._open_writer()
+        if self._file is not None:
+            self._file.check()  # where there is no file, SQLite would make one
+            link = await self._open(self.database.prepare_reader)
+        self._readers[lane] = link
+        return link
+
+    def _write(self, raw: WorkerConnection, jobs: list[Job[Any]]) -> None:
+        self.database.write(raw, jobs)
+        # After the commit: the file can be deleted at any time before it, and then nothing was stored.
+        if self._file is not None:
+            self._file.check()
+
+    def _read(self, raw: WorkerConnection, jobs: list[Job[Any]]) -> None:
+        if self._file is not None:
+            self._file.check()
+        self.database.read(raw, jobs)
+
+    async def _close(self) -> None:
+        await self.writes.drain()
+        await self.reads.drain()
+        async with self._opening:  # an open() may be under way
+            for link in self._links():
+                await link.close()
+            self._readers = [None] * READERS
+            self._writer = None
+
+
+_pools: dict[tuple[Hashable, asyncio.AbstractEventLoop], Pool] = {}
+_lock = threading.Lock()  # loops in several threads lease at the same time
+
+
+def lease(database: Database) -> Pool:
+    """The running event loop's pool for `database`, with one user more; no I/O but a look at the file."""
+    loop = asyncio.get_running_loop()
+    with _lock:
+        for place, pool in list(_pools.items()):
+            # SQLite must not have two files open under one path: both would use the same -wal and -shm.
+            replaced = pool.database.path == database.path and not pool.is_current()
+            if replaced:
+                pool.retire()
+            if pool.loop.is_closed():
+                pool.abandon()
+            if replaced or pool.loop.is_closed():
+                del _pools[place]
+        pool_here = _pools.get((database.key, loop))
+        if pool_here is None:
+            pool_here = _pools[database.key, loop] = Pool(database, loop)
+        pool_here.users += 1
+        return pool_here
+
+
+async def release(pool: Pool) -> None:
+    """Let go of a leased pool; the last user's release closes it, on its own event loop."""
+    with _lock:
+        pool.users -= 1
+        if pool.users:
+            return
+        if _pools.get((pool.database.key, pool.loop)) is pool:
+            del _pools[pool.database.key, pool.loop]
+    if pool.loop is asyncio.get_running_loop():
+        await pool.close()
+    elif pool.loop.is_closed():
+        pool.abandon()
+    else:
+        asyncio.run_coroutine_threadsafe(pool.close(), pool.loop)
+
+
+def _lock_before_fork() -> None:
+    _lock.acquire()
+
+
+def _unlock_in_parent() -> None:
+    _lock.release()
+
+
+def _forget_in_child() -> None:
+    global _lock
+    _lock = threading.Lock()
+    _pools.clear()
+
+
+around_fork(before=_lock_before_fork, in_parent=_unlock_in_parent, in_child=_forget_in_child)

@@ -1,0 +1,186 @@
+"""One connection and its thread: hops run whole, closing waits for them, and the file is the one that was opened."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import stat
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from processes import threads, wait_until
+
+from agentmem.engines import sqlite_link
+from agentmem.engines.sqlite_link import ConnectionLost, FileIdentity, Link, WorkerConnection, create_private
+from agentmem.errors import StorageError
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "conversations.db"
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left_open() -> Iterator[None]:
+    yield
+    assert not sqlite_link._live
+    assert not sqlite_link._connecting
+
+
+def nothing(raw: WorkerConnection) -> None:
+    """Prepare a connection that needs no preparation."""
+
+
+async def open_link(path: Path) -> Link:
+    return await Link.open(str(path), 5.0, nothing)
+
+
+async def test_a_hop_runs_a_whole_function_in_the_connections_thread_and_returns_its_result(path: Path) -> None:
+    def function(raw: WorkerConnection) -> tuple[list[int], threading.Thread]:
+        raw.execute("CREATE TABLE t (n)")
+        raw.executemany("INSERT INTO t VALUES (?)", [(number,) for number in range(100)])
+        return [n for (n,) in raw.execute("SELECT n FROM t ORDER BY n")], threading.current_thread()
+
+    link = await open_link(path)
+    numbers, thread = await link.hop(function)
+    assert numbers == list(range(100))
+    assert thread is link.raw.thread is not threading.current_thread()
+    await link.close()
+
+
+@pytest.mark.parametrize("error", [ValueError("mine"), sqlite3.OperationalError("mine"), SystemExit(3)], ids=repr)
+async def test_what_a_hop_raises_is_raised_where_it_is_awaited_and_the_connection_goes_on(
+    path: Path, error: BaseException
+) -> None:
+    def function(raw: WorkerConnection) -> None:
+        raise error
+
+    link = await open_link(path)
+    with pytest.raises(type(error)) as raised:
+        await link.hop(function)
+    assert raised.value is error
+    assert await link.hop(lambda raw: raw.execute("SELECT 1").fetchone()) == (1,)
+    await link.close()
+
+
+async def test_closing_from_another_thread_waits_for_the_hop_and_the_next_one_finds_the_connection_lost(
+    path: Path,
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def function(raw: WorkerConnection) -> tuple[int]:
+        begun.set()
+        go_on.wait()
+        found: tuple[int] = raw.execute("SELECT 1").fetchone()
+        return found
+
+    link = await open_link(path)
+    hop = asyncio.ensure_future(link.hop(function))
+    await asyncio.to_thread(begun.wait)
+    closing = threading.Thread(target=link.raw.close)
+    closing.start()
+    assert link.raw in sqlite_link._live
+    go_on.set()
+    assert await hop == (1,)
+    closing.join()
+    assert link.raw not in sqlite_link._live
+    with pytest.raises(ConnectionLost):
+        await link.hop(nothing)
+    await link.close()
+
+
+async def test_a_connection_whose_preparation_fails_is_closed(path: Path) -> None:
+    def fail(raw: WorkerConnection) -> None:
+        raise LookupError
+
+    before = threads()
+    with pytest.raises(LookupError):
+        await Link.open(str(path), 5.0, fail)
+    assert not sqlite_link._live
+    wait_until(lambda: threads() == before)
+
+
+async def test_where_connecting_fails_the_thread_has_ended_when_that_is_raised(path: Path) -> None:
+    # Else it would report its end to an event loop that may be closed by then, with a traceback on stderr.
+    path.mkdir()
+    before = threads()
+    for _ in range(20):
+        with pytest.raises(sqlite3.OperationalError, match="unable to open"):
+            await open_link(path)
+        assert threads() == before
+
+
+async def test_after_the_programs_end_has_closed_a_connection_a_call_says_so(path: Path) -> None:
+    link = await open_link(path)
+    await asyncio.to_thread(sqlite_link.stop_all, [link])
+    assert not link.raw.thread.is_alive()
+    with pytest.raises(StorageError, match="the program is ending"):
+        await link.hop(nothing)
+    await link.close()
+
+
+def test_a_file_is_the_same_until_it_is_deleted_replaced_or_emptied(path: Path) -> None:
+    path.write_bytes(b"one")
+    file = FileIdentity(str(path))
+    file.check()
+    path.write_bytes(b"another text")
+    file.check()
+    os.truncate(path, 0)
+    with pytest.raises(StorageError, match="was emptied"):
+        file.check()
+    assert file.is_at_its_path()
+    path.rename(path.with_suffix(".away"))
+    with pytest.raises(StorageError, match=r"was deleted or moved .* put it back"):
+        file.check()
+    assert not file.is_at_its_path()
+    path.write_bytes(b"one")
+    with pytest.raises(StorageError, match="was replaced"):
+        file.check()
+    assert not file.is_at_its_path()
+
+
+def test_of_a_replaced_file_only_its_own_wal_is_removed(path: Path) -> None:
+    wal, shm = path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")
+    for beside in (path, wal, shm):
+        beside.write_bytes(b"old")
+    file = FileIdentity(str(path))
+    file.remove_stale_wal()
+    assert wal.exists()
+    file.remember_wal()
+    wal.with_suffix(".new").write_bytes(b"of the new file")
+    os.replace(wal.with_suffix(".new"), wal)
+    file.remove_stale_wal()
+    assert wal.exists()
+    file.remember_wal()
+    file.remove_stale_wal()
+    file.remove_stale_wal()
+    assert not wal.exists()
+    assert not shm.exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file modes are POSIX's")
+def test_a_file_is_created_for_its_owner_alone_and_one_that_is_there_is_not_touched(path: Path) -> None:
+    old_mask = os.umask(0)
+    try:
+        create_private(str(path))
+    finally:
+        os.umask(old_mask)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    path.chmod(0o644)
+    path.write_bytes(b"content")
+    create_private(str(path))
+    assert path.read_bytes() == b"content"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+def test_a_file_that_cannot_be_created_is_an_error_that_tells_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="create its folder first") as raised:
+        create_private(str(tmp_path / "missing" / "x.db"))
+    assert isinstance(raised.value.__cause__, FileNotFoundError)
+    with pytest.raises(StorageError, match="choose a folder that can be written"):
+        create_private(str(tmp_path / ("x" * 300)))
