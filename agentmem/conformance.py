@@ -1,0 +1,351 @@
+"""What every engine must do, as checks that anyone can run against one.
+
+Each check is an async function of one argument: a function that opens the database anew, as another handle or
+process would. It raises :class:`NotConforming` when a promise is broken. No test framework is needed::
+
+    for check in CHECKS:
+        await check(lambda: SQLiteEngine("scratch.db"))
+
+A check uses session ids of its own and may share a database with the others and with itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+
+from .engines.base import Engine
+from .errors import SessionClosedError
+from .items import Item, encode_items
+from .reading import TailReading, WindowReading
+from .replay import SessionSettings, replay_window
+
+Open = Callable[[], Engine]
+
+
+class NotConforming(AssertionError):  # noqa: N818  an assertion like pytest's, with a name of its own
+    """An engine broke a promise; the message says which."""
+
+
+async def items_come_back_in_the_order_in_which_they_were_appended(open_engine: Open) -> None:
+    async with _fresh(open_engine) as (engine, session_id):
+        for start in range(0, 12, 3):
+            await engine.append(session_id, _rows(start, start + 3))
+        _same(await _read(engine, session_id), _items(0, 12), "order across appends")
+
+
+async def positions_are_issued_without_gaps_from_0(open_engine: Open) -> None:
+    async with _fresh(open_engine) as (engine, session_id):
+        await engine.append(session_id, _rows(0, 3))
+        await engine.pop(session_id, TailReading(1))
+        await engine.append(session_id, _rows(3, 6))
+        _same(await engine.read(session_id, _Positions()), [4, 3, 2, 1, 0], "positions, newest first")
+
+
+async def text_is_stored_as_it_is(open_engine: Open) -> None:
+    texts = ["", "\u0000", "\U0001f600 \ud83d é 漢 \u2028", "' OR 1=1; -- \"", "x" * 1_000_000, "\\u0000 \\ud800"]
+    items: list[Item] = [{"z": text, "a": 10**40, text[:20]: [None, True, 1.5, {}]} for text in texts]
+    async with _fresh(open_engine) as (engine, session_id):
+        await engine.append(session_id, encode_items(items))
+        read = await _read(engine, session_id)
+        _same(read, items, "items")
+        _same([list(item) for item in read], [list(item) for item in items], "order of keys")
+
+
+async def sessions_know_nothing_of_each_other(open_engine: Open) -> None:
+    endings = ["", " ", "a", "A", "%", "_", "'", '"', "é", "e\u0301", "\U0001f600", "0", "00"]
+    async with _fresh(open_engine) as (engine, session_id):
+        for index, ending in enumerate(endings):
+            await engine.append(session_id + ending, _rows(index, index + 1))
+        for index, ending in enumerate(endings):
+            _same(
+                await _read(engine, session_id + ending), _items(index, index + 1), f"session id ending in {ending!r}"
+            )
+        await engine.clear(session_id)
+        await engine.pop(session_id + " ", TailReading(1))
+        for index, ending in enumerate(endings[2:], 2):
+            _same(await _read(engine, session_id + ending), _items(index, index + 1), f"after others went: {ending!r}")
+
+
+async def a_limit_takes_exactly_the_newest_items(open_engine: Open) -> None:
+    async with _fresh(open_engine) as (engine, session_id):
+        await engine.append(session_id, _rows(0, 1500))  # more than the engine and the reading take in one slice
+        for limit in (0, 1, 10, 511, 512, 513, 1499, 1500, 1501):
+            expected = _items(max(0, 1500 - limit), 1500)
+            _same(await _read(engine, session_id, limit), expected, f"the last {limit}")
+
+
+async def the_replay_window_is_that_of_the_pure_function(open_engine: Open) -> None:
+    history = _long_history()
+    async with _fresh(open_engine) as (engine, session_id):
+        await engine.append(session_id, encode_items(history))
+        for settings in (
+            *(SessionSettings(limit=limit) for limit in range(30)),
+            *(SessionSettings(max_turns=turns) for turns in range(5)),
+            *(SessionSettings(max_tokens=tokens) for tokens in (0, 10, 50, 100, 1000, 10**6)),
+            SessionSettings(limit=40, max_turns=3, max_tokens=400),
+        ):
+            window = await engine.read(session_id, WindowReading(settings))
+            _same(window, replay_window(history, settings), f"the window of {settings!r}")
+
+
+async def batches_of_many_tasks_are_whole_and_in_order(open_engine: Open) -> None:
+    tasks, batches, size = 64, 5, 3
+    async with _fresh(open_engine) as (engine, session_id):
+
+        async def add(task: int) -> None:
+            for batch in range(batches):
+                rows = encode_items([{"task": task, "batch": batch, "place": place} for place in range(size)])
+                await engine.append(session_id, rows)
+
+        await asyncio.gather(*(add(task) for task in range(tasks)))
+        items = await _read(engine, session_id)
+        _same(len(items), tasks * batches * size, "number of items")
+        next_batch = [0] * tasks
+        for start in range(0, len(items), size):
+            task, batch = items[start]["task"], next_batch[items[start]["task"]]
+            expected = [{"task": task, "batch": batch, "place": place} for place in range(size)]
+            _same(items[start : start + size], expected, "a batch")
+            next_batch[task] += 1
+
+
+async def a_read_sees_one_state(open_engine: Open) -> None:
+    size = 700  # more than one slice, so that a read that is no snapshot can see half a batch
+    async with _fresh(open_engine) as (engine, session_id):
+
+        async def add() -> None:
+            for _ in range(10):
+                await engine.append(session_id, _rows(0, size))
+
+        async def look() -> None:
+            while not adding.done():
+                _same(len(await _read(engine, session_id)) % size, 0, "items beyond whole batches in a read")
+
+        adding = asyncio.ensure_future(add())
+        await asyncio.gather(adding, look(), look())
+
+
+async def a_write_that_returned_is_seen_by_every_handle(open_engine: Open) -> None:
+    async with _fresh(open_engine) as (engine, session_id):
+        other = open_engine()
+        try:
+            for count in range(1, 20):
+                await engine.append(session_id, _rows(count - 1, count))
+                _same(len(await _read(engine, session_id)), count, "items that the writer's handle reads")
+                _same(len(await _read(other, session_id)), count, "items that another handle reads")
+        finally:
+            await other.close()
+
+
+async def pop_removes_the_newest_item(open_engine: Open) -> None:
+    async with _fresh(open_engine) as (engine, session_id):
+        _same(await engine.pop(session_id, TailReading(1)), [], "pop from a session that does not exist")
+        await engine.append(session_id, _rows(0, 2))
+        _same(await engine.pop(session_id, TailReading(1)), _items(1, 2), "pop")
+        _same(await _read(engine, session_id), _items(0, 1), "what a pop leaves")
+        _same(await engine.pop(session_id, TailReading(1)), _items(0, 1), "pop of the last item")
+        _same(await engine.pop(session_id, TailReading(1)), [], "pop from an empty session")
+
+
+async def many_pops_at_once_remove_each_item_once(open_engine: Open) -> None:
+    async with _fresh(open_engine) as (engine, session_id):
+        await engine.append(session_id, _rows(0, 20))
+        popped = await asyncio.gather(*(engine.pop(session_id, TailReading(1)) for _ in range(25)))
+        numbers = [item["n"] for items in popped for item in items]
+        _same(sorted(numbers), list(range(20)), "what 25 pops from 20 items returned")
+        _same(await _read(engine, session_id), [], "what they left")
+
+
+async def a_corrupt_row_hides_no_other(open_engine: Open) -> None:
+    async with _fresh(open_engine) as (engine, session_id):
+        await engine.append(session_id, [*_rows(0, 2), "no JSON", *_rows(2, 3), "[]", *_rows(3, 4)])
+        reading = TailReading(3)
+        _same(await engine.read(session_id, reading), _items(1, 4), "the last 3 items that can be read")
+        _same(reading.corrupt, [4, 2], "positions that could not be read")
+        _same(await _read(engine, session_id), _items(0, 4), "all items that can be read")
+
+
+async def pop_removes_corrupt_rows_above_the_newest_item_only(open_engine: Open) -> None:
+    async with _fresh(open_engine) as (engine, session_id):
+        await engine.append(session_id, ["no JSON", *_rows(0, 2), "{", "[]"])
+        _same(await engine.pop(session_id, TailReading(1)), _items(1, 2), "pop below corrupt rows")
+        _same(await engine.read(session_id, _Positions()), [1, 0], "positions that it left")
+        _same(await engine.pop(session_id, TailReading(1)), _items(0, 1), "pop of the last item")
+        _same(await engine.pop(session_id, TailReading(1)), [], "pop where no row can be read")
+        _same(await engine.read(session_id, _Positions()), [0], "rows that a pop must not remove")
+
+
+async def clear_leaves_nothing_behind(open_engine: Open) -> None:
+    async with _fresh(open_engine) as (engine, session_id):
+        await engine.clear(session_id)  # of a session that does not exist
+        await engine.append(session_id, _rows(0, 1000))
+        await engine.clear(session_id)
+        _same(await engine.read(session_id, _Positions()), [], "rows after clear")
+        await engine.append(session_id, _rows(5, 6))
+        _same(await engine.read(session_id, _Positions()), [0], "positions after clear")
+        _same(await _read(engine, session_id), _items(5, 6), "items after clear")
+
+
+async def a_write_that_fails_fails_alone(open_engine: Open) -> None:
+    async with _fresh(open_engine) as (engine, session_id):
+        await engine.append(session_id, _rows(0, 1))
+        outcomes = await asyncio.gather(
+            engine.append(session_id, _rows(1, 2)),
+            engine.pop(session_id, _Failing()),
+            engine.append(session_id, _rows(2, 3)),
+            engine.read(session_id, _Failing()),
+            return_exceptions=True,
+        )
+        _same([type(outcome) for outcome in outcomes], [type(None), _Failure, type(None), _Failure], "outcomes")
+        _same(await _read(engine, session_id), _items(0, 3), "what the other writes stored")
+
+
+async def a_cancelled_write_is_whole_or_not_there(open_engine: Open) -> None:
+    async with _fresh(open_engine) as (engine, session_id):
+        stored = 0
+        for steps in range(60):
+            task = asyncio.ensure_future(engine.append(session_id, _rows(0, 3)))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            task.cancel()
+            done, _ = await asyncio.wait([task])
+            _same(len(done), 1, "cancelled tasks that end")
+            count = len(await _read(engine, session_id))
+            expected = (stored,) if steps == 0 else (stored, stored + 3)
+            if count not in expected:
+                raise NotConforming(f"cancelled after {steps} steps, a batch of 3 left {count - stored} items")
+            if not task.cancelled() and count != stored + 3:
+                raise NotConforming(f"cancelled after {steps} steps, append returned, but nothing was stored")
+            stored = count
+        await engine.append(session_id, _rows(0, 1))
+        positions = await engine.read(session_id, _Positions())
+        _same(positions, list(range(stored, -1, -1)), "positions after cancelled writes")
+
+
+async def a_cancelled_read_leaves_the_others_alone(open_engine: Open) -> None:
+    async with _fresh(open_engine) as (engine, session_id):
+        await engine.append(session_id, _rows(0, 600))
+        for steps in range(30):
+            cancelled = asyncio.ensure_future(_read(engine, session_id))
+            others = [asyncio.ensure_future(_read(engine, session_id, 5)) for _ in range(3)]
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            cancelled.cancel()
+            for items in await asyncio.gather(*others):
+                _same(items, _items(595, 600), "what the other reads saw")
+
+
+async def a_closed_handle_says_so_and_its_data_stays(open_engine: Open) -> None:
+    async with _fresh(open_engine) as (engine, session_id):
+        closing = open_engine()
+        await closing.append(session_id, _rows(0, 2))
+        await closing.close()
+        await closing.close()
+        calls: list[Awaitable[object]] = [
+            closing.append(session_id, _rows(0, 1)),
+            closing.read(session_id, TailReading(1)),
+            closing.pop(session_id, TailReading(1)),
+            closing.clear(session_id),
+            closing.open(),
+        ]
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        _same([type(outcome) for outcome in outcomes], [SessionClosedError] * 5, "calls on a closed handle")
+        _same(await _read(engine, session_id), _items(0, 2), "what the closed handle had stored")
+
+
+CHECKS: tuple[Callable[[Open], Awaitable[None]], ...] = (
+    items_come_back_in_the_order_in_which_they_were_appended,
+    positions_are_issued_without_gaps_from_0,
+    text_is_stored_as_it_is,
+    sessions_know_nothing_of_each_other,
+    a_limit_takes_exactly_the_newest_items,
+    the_replay_window_is_that_of_the_pure_function,
+    batches_of_many_tasks_are_whole_and_in_order,
+    a_read_sees_one_state,
+    a_write_that_returned_is_seen_by_every_handle,
+    pop_removes_the_newest_item,
+    many_pops_at_once_remove_each_item_once,
+    a_corrupt_row_hides_no_other,
+    pop_removes_corrupt_rows_above_the_newest_item_only,
+    clear_leaves_nothing_behind,
+    a_write_that_fails_fails_alone,
+    a_cancelled_write_is_whole_or_not_there,
+    a_cancelled_read_leaves_the_others_alone,
+    a_closed_handle_says_so_and_its_data_stays,
+)
+"""Every check, simplest first; the names are the promises."""
+
+
+class _Positions:
+    """A reading that takes every row and returns their positions, newest first."""
+
+    def __init__(self) -> None:
+        self.first = 100
+        self.oldest: int | None = None
+        self._positions: list[int] = []
+
+    def feed(self, rows: Sequence[tuple[int, bytes]], *, at_start: bool) -> int:
+        self._positions += [position for position, _ in rows]
+        return 0 if at_start else 100
+
+    def result(self) -> list[int]:
+        return self._positions
+
+
+class _Failure(Exception):  # noqa: N818  raised and expected here only
+    pass
+
+
+class _Failing(_Positions):
+    def feed(self, rows: Sequence[tuple[int, bytes]], *, at_start: bool) -> int:
+        raise _Failure
+
+
+@asynccontextmanager
+async def _fresh(open_engine: Open) -> AsyncIterator[tuple[Engine, str]]:
+    """An open engine and a session id that nobody has used."""
+    engine = open_engine()
+    try:
+        yield engine, f"conformance-{uuid.uuid4()}"
+    finally:
+        await engine.close()
+
+
+async def _read(engine: Engine, session_id: str, limit: int | None = None) -> list[Item]:
+    return await engine.read(session_id, TailReading(limit))
+
+
+def _items(start: int, stop: int) -> list[Item]:
+    return [{"n": number} for number in range(start, stop)]
+
+
+def _rows(start: int, stop: int) -> list[str]:
+    return [json.dumps(item) for item in _items(start, stop)]
+
+
+def _long_history() -> list[Item]:
+    """200 turns: a question, reasoning, two parallel calls, their outputs late, an answer; some calls unanswered."""
+    history: list[Item] = []
+    for turn in range(200):
+        history.append({"role": "user", "content": f"question {turn}"})
+        history.append({"type": "reasoning", "id": f"r{turn}", "summary": []})
+        calls = [f"c{turn}a", f"c{turn}b"]
+        history += [{"type": "function_call", "call_id": call, "name": "f", "arguments": "{}"} for call in calls]
+        history.append({"role": "assistant", "content": "a moment"})
+        answered = calls if turn % 7 else calls[:1]
+        history += [{"type": "function_call_output", "call_id": call, "output": "1"} for call in answered]
+        history.append({"role": "assistant", "content": f"answer {turn}"})
+    return history
+
+
+def _same(got: object, expected: object, what: str) -> None:
+    if got != expected:
+        raise NotConforming(f"{what}: expected {_short(expected)}, got {_short(got)}")
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 400 else f"{text[:200]} … {text[-200:]}"

@@ -1,0 +1,89 @@
+"""What all tests share: where the repository is, what is under test, and how async and property tests run."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from agentmem.engines import ENGINES
+from agentmem.engines import open_engine as open_by_url
+from agentmem.engines.base import Engine
+
+REPO = Path(os.environ.get("AGENTMEM_REPO") or Path(__file__).parents[1]).resolve()
+"""The repository, with README.md and examples/. The tests may run from anywhere, on an installed agentmem."""
+
+# New random cases on each run, also under CI, where hypothesis's own profile would repeat the same ones for ever; the
+# blob that a failure prints reproduces it. No deadline: a disk flush takes as long as the machine needs.
+settings.register_profile(
+    "agentmem", deadline=None, derandomize=False, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("thorough", settings.get_profile("agentmem"), max_examples=2_000)
+settings.load_profile("agentmem")  # --hypothesis-profile=thorough overrides it
+
+
+def pytest_report_header() -> str:
+    """Which agentmem is tested, and on which SQLite."""
+    return f"agentmem: {package_dir()}, SQLite {sqlite3.sqlite_version}"
+
+
+def pytest_sessionstart() -> None:
+    """Refuse to test the source tree where the caller meant the built wheel."""
+    if "AGENTMEM_REPO" in os.environ and package_dir() == REPO / "agentmem":
+        raise pytest.UsageError("AGENTMEM_REPO asks for the installed agentmem, but the source tree hides it")
+
+
+def package_dir() -> Path:
+    """The folder that ``import agentmem`` would load from; found without importing it."""
+    spec = importlib.util.find_spec("agentmem")
+    if spec is None or spec.origin is None:
+        raise pytest.UsageError("agentmem is not installed: pip install -e . (or run `nox -s tests`)")
+    return Path(spec.origin).resolve().parent
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """Tests marked ``anyio`` run on asyncio: aiosqlite and the Agents SDK know no other loop."""
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def repo() -> Path:
+    """The repository's folder."""
+    return REPO
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--require-engine NAME``: an engine whose server is missing fails the run instead of being skipped."""
+    parser.addoption("--require-engine", action="append", default=[], choices=sorted(ENGINES), metavar="NAME")
+
+
+def _sqlite_url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'sessions.db'}"
+
+
+EMPTY_DATABASES: dict[str, Callable[[Path], str]] = {"sqlite": _sqlite_url}
+"""For each engine of the registry, the URL of an empty database, or OSError when its server is missing."""
+
+
+@pytest.fixture(params=sorted(ENGINES))
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database of each engine in turn."""
+    name: str = request.param
+    try:
+        return EMPTY_DATABASES[name](tmp_path)
+    except OSError as error:
+        if name in request.config.getoption("--require-engine"):
+            pytest.fail(f"--require-engine {name}, but there is none: {error}")
+        pytest.skip(f"no {name} server here: {error}")
+
+
+@pytest.fixture
+def open_engine(database_url: str) -> Callable[[], Engine]:
+    """Opens the same database anew with each call, as another handle would."""
+    return lambda: open_by_url(database_url)
