@@ -1,0 +1,74 @@
+"""A whole database of sessions: what a web app opens once."""
+
+from __future__ import annotations
+
+import os
+from types import TracebackType
+from typing import Any, TypeVar
+
+from .engines import open_engine
+from .replay import SessionSettings
+from .session import AsyncSession
+
+SelfT = TypeVar("SelfT", bound="AsyncSessionStore")
+
+
+class AsyncSessionStore:
+    """One database that holds many sessions, and one pool for all of them.
+
+    Args:
+        db: path of an SQLite file, or a URL: ``sqlite:///relative.db``, ``sqlite:////absolute.db``.
+            ":memory:" for a database that only this store and its sessions see.
+        options: the engine's own; for SQLite ``busy_timeout_s`` and ``durability``, as in
+            :class:`~agentmem.AsyncSQLiteSession`.
+
+    Raises:
+        ValueError: an unknown URL scheme, or an option out of range.
+        TypeError: an unknown option.
+        MissingDependencyError: the database's driver is not installed; the message is the pip command.
+    """
+
+    __slots__ = ("_engine",)
+
+    def __init__(self, db: str | os.PathLike[str], **options: Any) -> None:
+        self._engine = open_engine(db, **options)
+
+    def session(self, session_id: str, *, settings: SessionSettings | None = None) -> AsyncSession:
+        """A handle on one conversation. No I/O; costs nothing to make or to drop, and need not be closed.
+
+        Args:
+            session_id: which conversation; 1 to 1,024 bytes in UTF-8, without NUL.
+            settings: what its ``get_items()`` without a limit replays; default: everything.
+
+        Raises:
+            TypeError, ValueError: a session id or settings that are none.
+        """
+        return AsyncSession(self._engine, session_id, settings)
+
+    async def open(self) -> None:
+        """Connect now, so that a database that cannot be used says so here; ``async with`` does it.
+
+        Raises:
+            StorageError: the database cannot be used; the kinds are in ``agentmem.errors``.
+            SessionClosedError: the store was closed.
+        """
+        await self._engine.open()
+
+    async def close(self) -> None:
+        """Finish the calls under way and close. Later calls on the store's sessions raise SessionClosedError.
+
+        Idempotent.
+        """
+        await self._engine.close()
+
+    async def __aenter__(self: SelfT) -> SelfT:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} on {self._engine.name}>"

@@ -1,0 +1,266 @@
+"""The same sessions without ``await``: for scripts, threads and notebooks.
+
+Rules kept here:
+
+- No logic: every method runs the async one on agentmem's background event loop and waits for it. So all
+  threads share the pools of that one loop, and a notebook's own running loop is no obstacle.
+- Called from the background loop itself (an async tool of a run that ``Runner.run_sync`` began), a call
+  could never return: it raises ``RuntimeError`` and says what to do.
+- Interrupted (Ctrl+C), a call is cancelled like an awaited one.
+- The loop runs in a daemon thread. Nothing needs to be closed for the program to end, and what was
+  acknowledged is stored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable, Coroutine, Hashable, Iterable
+from concurrent.futures import Future, wait
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any, Generic, Literal, ParamSpec, TypeVar
+
+from anyio.from_thread import start_blocking_portal
+
+from .engines.lifecycle import around_fork, watch, when_program_ends
+from .items import Item
+from .replay import SessionSettings
+from .session import AsyncSession, AsyncSQLiteSession
+from .store import AsyncSessionStore
+
+P = ParamSpec("P")
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., object])
+SelfT = TypeVar("SelfT", bound="Session")
+StoreT = TypeVar("StoreT", bound="SessionStore")
+
+
+def run_blocking(function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run an async function on the background event loop and wait for its result; from any thread but that loop's.
+
+    Raises:
+        RuntimeError: called on the background loop, which would wait for itself.
+    """
+    loop = _background.loop()
+    if threading.get_ident() == _background.thread_id:
+        raise RuntimeError(
+            "a sync agentmem call was made on agentmem's own event loop, where it would wait for itself: "
+            "await the async class there (AsyncSQLiteSession, AsyncSessionStore, Runner.run), or make the tool "
+            "that calls it a plain function, which runs in a thread"
+        )
+    call = _Call(function, args, kwargs)
+    loop.call_soon_threadsafe(call.start)
+    try:
+        return call.outcome.result()
+    except BaseException:
+        loop.call_soon_threadsafe(call.cancel)  # no effect unless this thread was interrupted meanwhile
+        raise
+    finally:
+        del call  # its outcome may be the error whose traceback holds this frame
+
+
+class _Call(Generic[T]):
+    """An async call on its way to the background loop, and its outcome on the way back.
+
+    The coroutine is made there, not here: an interrupt that came between making it and handing it over would leave one
+    that nobody awaits.
+    """
+
+    def __init__(self, function: Callable[..., Coroutine[Any, Any, T]], args: Any, kwargs: Any) -> None:
+        self.outcome: Future[T] = Future()
+        self._function, self._args, self._kwargs = function, args, kwargs
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    def cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _run(self) -> None:
+        try:
+            result = await self._function(*self._args, **self._kwargs)
+        except BaseException as error:  # raised in the thread that waits
+            self.outcome.set_exception(error)
+        else:
+            self.outcome.set_result(result)
+
+
+def _docs_of(function: Callable[..., object]) -> Callable[[F], F]:
+    def copy(method: F) -> F:
+        method.__doc__ = function.__doc__
+        return method
+
+    return copy
+
+
+class Session:
+    """One conversation, with the methods of :class:`~agentmem.AsyncSession` as plain calls.
+
+    Args:
+        async_session: the session that does the work; also usable by itself, under any event loop.
+    """
+
+    __slots__ = ("async_session",)
+
+    session_settings: None = None
+
+    def __init__(self, async_session: AsyncSession) -> None:
+        self.async_session = async_session
+
+    @property
+    def session_id(self) -> str:
+        """Which conversation, as given."""
+        return self.async_session.session_id
+
+    @property
+    def settings(self) -> SessionSettings:
+        """What ``get_items()`` without a limit replays, as given."""
+        return self.async_session.settings
+
+    @property
+    def run_key(self) -> Hashable:
+        """Equal for two handles on the same session of the same database; runs on it take turns."""
+        return self.async_session.run_key
+
+    @_docs_of(AsyncSession.get_items)
+    def get_items(self, limit: int | None = None) -> list[Item]:
+        return run_blocking(self.async_session.get_items, limit)
+
+    @_docs_of(AsyncSession.add_items)
+    def add_items(self, items: Iterable[Item]) -> None:
+        run_blocking(self.async_session.add_items, items)
+
+    @_docs_of(AsyncSession.pop_item)
+    def pop_item(self) -> Item | None:
+        return run_blocking(self.async_session.pop_item)
+
+    @_docs_of(AsyncSession.clear_session)
+    def clear_session(self) -> None:
+        run_blocking(self.async_session.clear_session)
+
+    @_docs_of(AsyncSession.close)
+    def close(self) -> None:
+        run_blocking(self.async_session.close)
+
+    def __enter__(self: SelfT) -> SelfT:
+        run_blocking(self.async_session.__aenter__)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return repr(self.async_session).replace("<Async", "<", 1)
+
+
+class SQLiteSession(Session):
+    __slots__ = ()
+    __doc__ = AsyncSQLiteSession.__doc__
+
+    def __init__(
+        self,
+        db: str | os.PathLike[str],
+        *,
+        session_id: str,
+        settings: SessionSettings | None = None,
+        busy_timeout_s: float = 5.0,
+        durability: Literal["full", "normal"] = "full",
+    ) -> None:
+        super().__init__(
+            AsyncSQLiteSession(
+                db, session_id=session_id, settings=settings, busy_timeout_s=busy_timeout_s, durability=durability
+            )
+        )
+
+
+class SessionStore:
+    __slots__ = ("async_store",)
+    __doc__ = AsyncSessionStore.__doc__
+
+    def __init__(self, db: str | os.PathLike[str], **options: Any) -> None:
+        self.async_store = AsyncSessionStore(db, **options)
+
+    @_docs_of(AsyncSessionStore.session)
+    def session(self, session_id: str, *, settings: SessionSettings | None = None) -> Session:
+        return Session(self.async_store.session(session_id, settings=settings))
+
+    @_docs_of(AsyncSessionStore.open)
+    def open(self) -> None:
+        run_blocking(self.async_store.open)
+
+    @_docs_of(AsyncSessionStore.close)
+    def close(self) -> None:
+        run_blocking(self.async_store.close)
+
+    def __enter__(self: StoreT) -> StoreT:
+        self.open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return repr(self.async_store).replace("<Async", "<", 1)
+
+
+class _BackgroundLoop:
+    """The event loop that all sync calls of a process run on; started by the first of them."""
+
+    def __init__(self) -> None:
+        self.thread_id: int | None = None
+        # Held over a fork: a loop that is starting imports modules, and a child that was forked meanwhile would
+        # wait for ever for the lock of a module that a thread of the parent's was importing.
+        self.starting = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._running = ExitStack()  # never left: the thread is a daemon, and its loop may be in use to the end
+
+    def loop(self) -> asyncio.AbstractEventLoop:
+        if self._loop is None:
+            with self.starting:
+                if self._loop is None:
+                    portal = self._running.enter_context(start_blocking_portal(name="agentmem-loop"))
+                    self.thread_id = portal.call(threading.get_ident)
+                    self._loop = portal.call(asyncio.get_running_loop)
+                    watch(portal.call(threading.current_thread))
+        return self._loop
+
+    def end(self) -> None:
+        """Finish what is open on the loop: a model's client closes its connections."""
+        if self._loop is not None:
+            finishing = asyncio.run_coroutine_threadsafe(self._loop.shutdown_asyncgens(), self._loop)
+            wait([finishing], timeout=1)  # seconds; an async tool that blocks the loop must not block the end
+
+
+_background = _BackgroundLoop()
+_of_the_parent: list[_BackgroundLoop] = []
+
+
+def _end() -> None:
+    _background.end()  # looked up now: after a fork it is another one
+
+
+def _wait_before_fork() -> None:
+    _background.starting.acquire()
+
+
+def _go_on_in_parent() -> None:
+    _background.starting.release()
+
+
+def _start_anew_in_child() -> None:
+    # Kept, because what would close it cleanly is a thread that does not exist in the child.
+    global _background
+    _of_the_parent.append(_background)
+    _background = _BackgroundLoop()
+
+
+when_program_ends(_end)
+around_fork(before=_wait_before_fork, in_parent=_go_on_in_parent, in_child=_start_anew_in_child)
