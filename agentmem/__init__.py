@@ -1,0 +1,31 @@
+"""Conversation memory for agents: sessions that are stored durably and replayed exactly.
+
+The classes, by how you call them::
+
+    await       AsyncSQLiteSession   AsyncSessionStore   Runner.run
+    plain       SQLiteSession        SessionStore        Runner.run_sync
+
+What each promises stands in its docstring, and all together in the README. Errors: ``agentmem.errors``.
+"""
+
+from .errors import AgentMemError
+from .replay import SessionSettings
+from .runner import Agent, Runner, RunResult, function_tool
+from .session import AsyncSession, AsyncSQLiteSession
+from .store import AsyncSessionStore
+from .sync import Session, SessionStore, SQLiteSession
+
+__all__ = [
+    "Agent",
+    "AgentMemError",
+    "AsyncSQLiteSession",
+    "AsyncSession",
+    "AsyncSessionStore",
+    "RunResult",
+    "Runner",
+    "SQLiteSession",
+    "Session",
+    "SessionSettings",
+    "SessionStore",
+    "function_tool",
+]

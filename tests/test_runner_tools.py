@@ -1,0 +1,324 @@
+"""Tools: the signature is the schema, calls run together, and errors reach whom they concern."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import inspect
+import json
+import threading
+from datetime import date
+from typing import Annotated, Any, Literal
+
+import anyio
+import anyio.to_thread
+import pytest
+from pydantic import BaseModel, Field
+
+from agentmem.errors import ToolError
+from agentmem.runner import FunctionTool, function_tool
+from agentmem.runner.tools import run_calls
+
+pytestmark = pytest.mark.anyio
+
+WAIT_S = 30.0
+
+
+class Place(BaseModel):
+    city: str
+    country: str = "France"
+
+
+@function_tool
+def get_weather(city: Annotated[str, Field(description="Name of the city")], place: Place) -> str:
+    """The weather
+    in a city.
+
+    Not part of the description.
+    """
+    return f"Sunny in {city}, {place.country}"
+
+
+def call(name: str, /, call_id: str = "c", **arguments: Any) -> dict[str, Any]:
+    return {"type": "function_call", "name": name, "call_id": call_id, "arguments": json.dumps(arguments)}
+
+
+def test_the_model_sees_name_docstring_and_parameters_of_the_function() -> None:
+    spec = get_weather.spec
+    assert (spec["type"], spec["name"], spec["description"]) == ("function", "get_weather", "The weather in a city.")
+    assert spec["strict"] is True
+    assert spec["parameters"]["required"] == ["city", "place"]
+    assert spec["parameters"]["additionalProperties"] is False
+    assert spec["parameters"]["properties"]["city"]["description"] == "Name of the city"
+    assert spec["parameters"]["$defs"]["Place"]["required"] == ["city", "country"]
+
+
+def test_a_parameter_with_a_default_may_be_left_out_so_the_tool_is_not_strict() -> None:
+    @function_tool
+    def search(query: str, top: int = 3, order: Literal["new", "old"] = "new") -> str:
+        return query
+
+    assert search.spec["strict"] is False
+    assert search.parameters["required"] == ["query"]
+    assert search.parameters["properties"]["top"]["default"] == 3
+
+
+def test_a_function_without_parameters_has_a_closed_empty_schema() -> None:
+    @function_tool
+    def now() -> str:
+        return "now"
+
+    assert now.spec["strict"] is True
+    assert now.parameters == {"type": "object", "properties": {}, "required": [], "additionalProperties": False}
+
+
+def test_options_of_the_decorator_replace_what_the_function_says() -> None:
+    @function_tool(name="weather-2", description="Other.", raise_errors=True)
+    def weather() -> None:
+        """Doc."""
+
+    assert (weather.name, weather.description, weather.raise_errors) == ("weather-2", "Other.", True)
+
+
+def test_a_decorated_function_is_called_like_the_plain_one() -> None:
+    assert get_weather("Nice", Place(city="x")) == "Sunny in Nice, France"
+    assert isinstance(get_weather, FunctionTool)
+    assert inspect.signature(get_weather) == inspect.signature(get_weather.function)
+    assert "Not part" in str(get_weather.__doc__)
+    assert repr(get_weather) == "FunctionTool('get_weather')"
+
+
+def test_a_bound_method_is_a_tool_without_self() -> None:
+    class Shop:
+        def price(self, article: str) -> int:
+            return len(article)
+
+    tool = function_tool(Shop().price)
+    assert list(tool.parameters["properties"]) == ["article"]
+    assert tool("abc") == 3
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda a, /: a, lambda *a: a, lambda **a: a],
+    ids=["positional-only", "args", "kwargs"],
+)
+def test_a_signature_that_a_model_cannot_call_by_name_is_refused(function: Any) -> None:
+    with pytest.raises(TypeError, match=r"'odd'.*by name only"):
+        function_tool(name="odd")(function)
+
+
+def test_an_annotation_unknown_to_pydantic_is_refused_with_the_tools_name() -> None:
+    class Strange:
+        pass
+
+    def odd(value: Any) -> None: ...
+
+    for annotation in (Strange, "NoSuchType"):
+        odd.__annotations__["value"] = annotation
+        with pytest.raises(TypeError, match="'odd'"):
+            function_tool(odd)
+
+
+@pytest.mark.parametrize("name", ["", "with space", "ünï", "x" * 65, "<lambda>"])
+def test_a_name_that_the_api_refuses_is_refused_at_once(name: str) -> None:
+    with pytest.raises(ValueError, match="letters, digits"):
+        function_tool(name=name)(lambda: None)
+
+
+async def test_arguments_are_coerced_as_pydantic_does() -> None:
+    seen: list[Any] = []
+
+    @function_tool
+    def book(day: date, people: int, place: Place) -> None:
+        seen.extend([day, people, place])
+
+    await book.invoke('{"day": "2026-01-02", "people": "3", "place": {"city": "Lyon"}}')
+    assert seen == [date(2026, 1, 2), 3, Place(city="Lyon")]
+
+
+async def test_parameters_may_have_any_name() -> None:
+    @function_tool
+    def odd(schema: int, json: int, model_config: int, copy: int = 0) -> int:
+        return schema + json + model_config + copy
+
+    assert (await odd.invoke('{"schema": 1, "json": 2, "model_config": 3}')).value == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ('{"city": "Nice"}', "place: Missing required argument"),
+        ('{"city": 3, "place": {"city": "x"}}', "city: Input should be a valid string"),
+        ('{"city": "x", "place": {}}', "place.city: Field required"),
+        ('{"city": "x", "place": {"city": "x"}, "more": 1}', "more: Unexpected keyword argument"),
+        ('{"city": ', "Invalid JSON"),
+        ("null", "Arguments must be"),
+    ],
+)
+async def test_invalid_arguments_are_reported_to_the_model(arguments: str, complaint: str) -> None:
+    output = await get_weather.invoke(arguments)
+    assert output.text.startswith("Error: invalid arguments for get_weather: ")
+    assert complaint in output.text
+    assert "pydantic.dev" not in output.text
+
+
+async def test_empty_arguments_count_as_no_arguments() -> None:
+    @function_tool
+    def now() -> str:
+        return "now"
+
+    assert (await now.invoke("")).text == "now"
+
+
+class Opaque:
+    def __str__(self) -> str:
+        return "opaque"
+
+
+@dataclasses.dataclass
+class Row:
+    name: str
+    when: date
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("plain \u00fc", "plain \u00fc"),
+        (None, "null"),
+        ({"a": [1, True]}, '{"a":[1,true]}'),
+        ([Place(city="x")], '[{"city":"x","country":"France"}]'),
+        (Row("r", date(2026, 1, 2)), '{"name":"r","when":"2026-01-02"}'),
+        (Opaque(), "opaque"),
+        ("lone \ud800", "lone ?"),
+        ({"a": "lone \ud800"}, "{'a': 'lone \\ud800'}"),
+    ],
+)
+async def test_what_a_tool_returns_becomes_text_that_can_be_sent(value: object, text: str) -> None:
+    @function_tool
+    def give() -> object:
+        return value
+
+    output = await give.invoke("{}")
+    assert output.text == text
+    assert output.value is value
+
+
+async def test_an_error_of_the_function_is_reported_to_the_model_by_name() -> None:
+    @function_tool
+    async def fail() -> None:
+        raise LookupError("no such row")
+
+    assert (await fail.invoke("{}")).text == "Error: fail failed: LookupError: no such row"
+
+
+async def test_an_error_of_a_tool_with_raise_errors_is_raised_from_the_original() -> None:
+    @function_tool(raise_errors=True)
+    def fail() -> None:
+        raise LookupError("no such row")
+
+    with pytest.raises(ToolError, match="'fail' failed: LookupError: no such row") as caught:
+        await fail.invoke("{}")
+    assert isinstance(caught.value.__cause__, LookupError)
+
+
+async def test_invalid_arguments_are_the_models_mistake_also_with_raise_errors() -> None:
+    @function_tool(raise_errors=True)
+    def add(a: int) -> int:
+        return a
+
+    assert (await add.invoke('{"a": "x"}')).text.startswith("Error: invalid arguments")
+
+
+async def test_sync_tools_run_off_the_loop_and_async_ones_on_it() -> None:
+    @function_tool
+    def blocking() -> int:
+        return threading.get_ident()
+
+    @function_tool
+    async def native() -> int:
+        return threading.get_ident()
+
+    assert (await native.invoke("{}")).value == threading.get_ident()
+    assert (await blocking.invoke("{}")).value != threading.get_ident()
+
+
+async def test_a_plain_function_that_returns_an_awaitable_is_awaited() -> None:
+    async def later(text: str) -> str:
+        return text
+
+    assert (await function_tool(name="f")(lambda: later("later")).invoke("{}")).value == "later"
+
+
+async def test_calls_of_one_response_run_at_the_same_time_and_answer_in_order() -> None:
+    meeting = threading.Barrier(2)  # only two that run at once get past it
+    other = anyio.Event()
+
+    @function_tool
+    def meet(name: str) -> str:
+        meeting.wait(WAIT_S)
+        return name
+
+    @function_tool
+    async def wait() -> str:
+        await other.wait()
+        return "waited"
+
+    @function_tool
+    async def free() -> str:
+        other.set()
+        return "freed"
+
+    tools: dict[str, FunctionTool[..., Any]] = {tool.name: tool for tool in (meet, wait, free)}
+    calls = [call("wait"), call("meet", name="a"), call("meet", name="b"), call("free")]
+    with anyio.fail_after(WAIT_S):
+        outputs = await run_calls(calls, tools)
+    assert [output.value for output in outputs] == ["waited", "a", "b", "freed"]
+
+
+async def test_an_unknown_tool_is_reported_to_the_model_with_those_that_there_are() -> None:
+    [output] = await run_calls([call("nope")], {"get_weather": get_weather})
+    assert output.text == "Error: there is no tool called 'nope'; there are: get_weather"
+
+
+async def test_a_tool_that_raises_cancels_the_others_and_comes_out_by_itself() -> None:
+    started, cancelled = anyio.Event(), anyio.Event()
+
+    @function_tool
+    async def endless() -> None:
+        started.set()
+        try:
+            await anyio.sleep_forever()
+        finally:
+            cancelled.set()
+
+    @function_tool(raise_errors=True)
+    async def fail() -> None:
+        await started.wait()
+        raise LookupError("x")
+
+    with anyio.fail_after(WAIT_S), pytest.raises(ToolError, match="LookupError"):
+        await run_calls([call("endless"), call("fail")], {"endless": endless, "fail": fail})
+    assert cancelled.is_set()
+
+
+async def test_a_cancelled_call_returns_when_its_thread_is_done() -> None:
+    started, release, ended = threading.Event(), threading.Event(), threading.Event()
+
+    @function_tool
+    def slow() -> None:
+        started.set()
+        release.wait(WAIT_S)
+        ended.set()
+
+    task = asyncio.create_task(run_calls([call("slow")], {"slow": slow}))
+    await anyio.to_thread.run_sync(started.wait, WAIT_S)
+    task.cancel()
+    for _ in range(100):  # far more than the loop needs to deliver the cancellation
+        await anyio.lowlevel.checkpoint()
+    assert not task.done()
+    release.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert ended.is_set()
