@@ -1,0 +1,584 @@
+"""The ``agentmem`` command, run as people run it: as a process of its own, in a pipe and in a terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import select
+import signal
+import sqlite3
+import subprocess
+import sys
+import sysconfig
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from types import MappingProxyType
+
+import click
+import pytest
+from responses_server import ResponsesServer, message, responses_server
+
+from agentmem import SQLiteSession
+from agentmem.cli import main
+from agentmem.items import Item
+
+SCRIPTS = Path(sysconfig.get_path("scripts"))
+MODULE = [sys.executable, "-m", "agentmem"]
+WAIT_S = 60.0
+"""When a child process counts as hung."""
+
+posix = pytest.mark.skipif(os.name != "posix", reason="signals and terminals as POSIX has them")
+
+
+def environment(variables: Mapping[str, str]) -> dict[str, str]:
+    """No key, no server, no colours, an unknown width, and no other setting than a test gives; warnings are errors."""
+    changing = re.compile(r"(OPENAI_.*|COLUMNS|LINES|NO_COLOR|FORCE_COLOR|.*_PROXY)$", re.IGNORECASE)
+    inherited = {name: value for name, value in os.environ.items() if not changing.match(name)}
+    return {**inherited, "PYTHONIOENCODING": "utf-8", "PYTHONWARNINGS": "error", "TERM": "xterm", **variables}
+
+
+def agentmem(
+    folder: Path,
+    *args: str,
+    says: str | bytes = "",
+    command: Sequence[str] = MODULE,
+    env: Mapping[str, str] = MappingProxyType({}),
+) -> subprocess.CompletedProcess[str]:
+    """Runs the command in `folder`, with `says` on stdin, to its end."""
+    data = says.encode() if isinstance(says, str) else says
+    done = subprocess.run(
+        [*command, *args],
+        input=data,
+        cwd=folder,
+        env=environment(env),
+        capture_output=True,
+        timeout=WAIT_S,
+        check=False,
+    )
+    return subprocess.CompletedProcess(args, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+def succeeded(done: subprocess.CompletedProcess[str]) -> str:
+    """What it printed; a traceback, a warning or anything else on stderr fails the test."""
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    return done.stdout
+
+
+def online(server: ResponsesServer) -> dict[str, str]:
+    """The environment in which `server` answers; a connection that is left open is a warning on stderr."""
+    return {"OPENAI_BASE_URL": server.url, "PYTHONWARNINGS": "error"}
+
+
+def items(database: Path, session_id: str = "default") -> list[Item]:
+    """What a session holds, read without agentmem."""
+    query = "SELECT item FROM agentmem_history WHERE session_id = ? ORDER BY position"
+    with closing(sqlite3.connect(database)) as connection:
+        return [json.loads(text) for (text,) in connection.execute(query, (session_id,))]
+
+
+def contents(database: Path, session_id: str = "default") -> list[str]:
+    return [item["content"] for item in items(database, session_id)]
+
+
+def answers(output: str) -> list[str]:
+    """What a chat answered; prompts stand before an answer, because a pipe does not echo what is typed."""
+    return re.findall(r"^(?:you> )+Assistant: (.*)$", output, re.MULTILINE)
+
+
+@pytest.fixture
+def server() -> Iterator[ResponsesServer]:
+    with responses_server() as running:
+        yield running
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Child processes react to Ctrl+C even where the tests were started in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+# demo
+
+
+CONVERSATION = [
+    ("Alice", "My name is Alice and I love Python."),
+    ("Assistant", "I will remember: your name is Alice; you love Python."),
+    ("Alice", "What is my name, and what do I love?"),
+    ("Assistant", "Your name is Alice. You love Python."),
+    ("Alice", "I like cats."),
+    ("Assistant", "I will remember: you like cats."),
+    ("Bob", "I like dogs."),
+    ("Assistant", "I will remember: you like dogs."),
+    ("Alice", "What do I like?"),
+    ("Assistant", "You like cats."),
+    ("Bob", "What do I like?"),
+    ("Assistant", "You like dogs."),
+    ("Alice", "What is my name?"),
+    ("Assistant", "I don't know your name: it is not in the 3 items that I was sent."),
+    ("Alice", "What is my name?"),
+    ("Assistant", "Your name is Alice."),
+]
+
+
+def said(output: str) -> list[tuple[str, str]]:
+    """Who said what in the demo's output."""
+    return re.findall(r"^(Alice|Bob|Assistant) +(.*?) *\r?$", output, re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder for temporary files in which a demo without a file ran, and what it printed."""
+    folder = tmp_path_factory.mktemp("demo")
+    return folder, succeeded(agentmem(folder, "demo", env={"TMPDIR": str(folder)}))
+
+
+def test_demo_answers_rightly_and_shows_what_was_replayed(demo: tuple[Path, str]) -> None:
+    _, output = demo
+    assert said(output) == CONVERSATION
+    replayed = re.findall(r"replayed to the model before this: (\w+)", output)
+    assert replayed == ["nothing", "2", "4", "nothing", "6", "2", "2", "10"]
+    in_full = re.findall(r"^ {10,}(user|assistant): (.*?) *$", output, re.MULTILINE)
+    assert in_full == [
+        ("user", "My name is Alice and I love Python."),
+        ("assistant", "I will remember: your name is Alice; you love Python."),
+        ("user", "What do I like?"),
+        ("assistant", "You like cats."),
+    ]
+
+
+def test_demo_without_a_file_makes_one_and_says_where(demo: tuple[Path, str]) -> None:
+    folder, output = demo
+    (database,) = folder.glob("agentmem-demo-*/conversations.db")
+    assert f"\n  {database}\n" in output
+    assert "All 12 items of Alice's conversation" in output
+    assert contents(database, "alice") == [text for who, text in _of("Alice")]
+    assert contents(database, "bob") == [text for who, text in _of("Bob")]
+
+
+def _of(user: str) -> list[tuple[str, str]]:
+    """The user's part of the conversation, with the answers."""
+    answered = zip(CONVERSATION[::2], CONVERSATION[1::2], strict=True)
+    return [line for asked, answer in answered if asked[0] == user for line in (asked, answer)]
+
+
+def test_demo_fits_in_80_columns_but_for_the_path_of_its_file(demo: tuple[Path, str]) -> None:
+    folder, output = demo
+    lines = [line for line in output.splitlines() if str(folder) not in line]
+    assert max(map(len, lines)) <= 80
+    assert "\x1b" not in output  # no colours in a pipe
+
+
+def test_demo_keeps_to_the_file_that_it_is_given_and_can_be_run_on_it_again(tmp_path: Path) -> None:
+    output = succeeded(agentmem(tmp_path, "demo", "--db", "demo.db"))
+    assert said(output) == CONVERSATION
+    assert f"\n  {tmp_path / 'demo.db'}\n" in output
+    assert "All 24 items" in succeeded(agentmem(tmp_path, "demo", "--db", "demo.db"))
+    assert [path.name for path in tmp_path.iterdir()] == ["demo.db"]
+    assert len(items(tmp_path / "demo.db", "alice")) == 24
+
+
+@posix
+def test_the_command_that_demo_ends_with_goes_on_with_the_conversation(tmp_path: Path) -> None:
+    folder = tmp_path / "my :cat: [files]"
+    folder.mkdir()
+    output = succeeded(agentmem(folder, "demo", "--db", "it's.db"))
+    command = output.strip().splitlines()[-1]
+    done = agentmem(tmp_path, says="What do I love?\n", command=["sh", "-c", command])
+    assert answers(succeeded(done)) == ["You love Python."]
+    assert "12 items so far" in done.stdout
+    assert [path.name for path in tmp_path.rglob("*.db")] == ["it's.db"]
+
+
+@posix
+def test_demo_says_nothing_when_its_reader_goes_away(tmp_path: Path) -> None:
+    command = ["sh", "-c", f"{sys.executable} -m agentmem demo --db demo.db | head -n 2"]
+    done = agentmem(tmp_path, command=command)
+    assert (done.stdout.count("\n"), done.stderr) == (2, "")
+
+
+# chat
+
+
+def test_chat_remembers_in_a_second_process_and_keeps_sessions_apart(tmp_path: Path) -> None:
+    first = agentmem(tmp_path, "chat", "--offline", says="My name is Alice and I love Python.\n")
+    assert "Session 'default' in conversations.db: 0 items so far." in succeeded(first)
+    assert answers(first.stdout) == ["I will remember: your name is Alice; you love Python."]
+    second = agentmem(tmp_path, "chat", "--offline", says="What is my name?\nWhat do I love?\n")
+    assert "Session 'default' in conversations.db: 2 items so far." in succeeded(second)
+    assert answers(second.stdout) == ["Your name is Alice.", "You love Python."]
+    other = agentmem(tmp_path, "chat", "--offline", "--session", "bob", says="What is my name?\n")
+    assert answers(succeeded(other)) == ["I don't know your name: it is not in the 1 items that I was sent."]
+    assert len(items(tmp_path / "conversations.db")) == 6
+    assert len(items(tmp_path / "conversations.db", "bob")) == 2
+
+
+def test_chat_goes_on_with_what_a_program_stored_in_the_file(tmp_path: Path) -> None:
+    with SQLiteSession(tmp_path / "app.db", session_id="user_123") as session:
+        session.add_items([{"role": "user", "content": "My name is Alice."}])
+    done = agentmem(tmp_path, "chat", "--offline", "--db", "app.db", "--session", "user_123", says="What is my name?\n")
+    assert answers(succeeded(done)) == ["Your name is Alice."]
+
+
+def test_the_installed_script_is_the_same_command(tmp_path: Path) -> None:
+    script = [str(SCRIPTS / "agentmem")]
+    done = agentmem(tmp_path, "chat", "--offline", says="My name is Alice.\n", command=script)
+    assert answers(succeeded(done)) == ["I will remember: your name is Alice."]
+    assert succeeded(agentmem(tmp_path, "--version", command=script)) == f"agentmem, version {version('agentmem')}\n"
+    assert succeeded(agentmem(tmp_path, "--version")) == f"agentmem, version {version('agentmem')}\n"
+
+
+def test_an_empty_line_ends_a_chat(tmp_path: Path) -> None:
+    done = agentmem(tmp_path, "chat", "--offline", says="My name is Alice.\n \nMy name is Bob.\n")
+    assert answers(succeeded(done)) == ["I will remember: your name is Alice."]
+    assert len(items(tmp_path / "conversations.db")) == 2
+
+
+def test_chat_sends_a_model_the_whole_conversation_and_shows_its_words_as_they_are(
+    tmp_path: Path, server: ResponsesServer
+) -> None:
+    odd = "See [bold]a.py[/bold] :cat:, " + "a line far longer than a terminal is wide, " * 5 + "\N{CAT FACE}"
+    server.answer(message("Hello Alice"))
+    server.answer(message(odd))
+    done = agentmem(tmp_path, "chat", "--model", "test-model", says="I am Alice.\nWho am I?\n", env=online(server))
+    assert answers(succeeded(done)) == ["Hello Alice", odd]
+    assert [request["model"] for request in server.requests] == ["test-model"] * 2
+    first, second = (request["input"] for request in server.requests)
+    assert first == [{"role": "user", "content": "I am Alice."}]
+    assert [item["role"] for item in second] == ["user", "assistant", "user"]
+    assert [item["role"] for item in items(tmp_path / "conversations.db")] == ["user", "assistant"] * 2
+
+
+def test_chat_shows_an_answer_that_the_terminal_has_no_characters_for(tmp_path: Path, server: ResponsesServer) -> None:
+    server.answer(message("caf\xe9, half an emoji: \ud83d"))
+    done = agentmem(tmp_path, "chat", "--model", "m", says="Hi\n", env={**online(server), "PYTHONIOENCODING": "ascii"})
+    assert answers(succeeded(done)) == [r"caf\xe9, half an emoji: \ud83d"]
+
+
+def test_chat_goes_on_after_a_failure_and_the_session_is_as_it_was(tmp_path: Path, server: ResponsesServer) -> None:
+    server.fail(400, "that model is asleep")
+    server.answer(message("Hello"))
+    done = agentmem(tmp_path, "chat", "--model", "m", says="One\nTwo\n", env=online(server))
+    assert (done.returncode, answers(done.stdout)) == (0, ["Hello"]), done.stderr
+    assert re.fullmatch(r"error: m: .* 400: that model is asleep; nothing was added to .*\n", done.stderr)
+    assert [item["role"] for item in items(tmp_path / "conversations.db")] == ["user", "assistant"]
+    assert items(tmp_path / "conversations.db")[0]["content"] == "Two"
+
+
+def test_chat_ends_with_code_1_where_the_last_message_got_no_answer(tmp_path: Path, server: ResponsesServer) -> None:
+    server.answer(message("Hello"))
+    server.fail(400, "that model is asleep")
+    done = agentmem(tmp_path, "chat", "--model", "m", says="One\nTwo\n", env=online(server))
+    assert (done.returncode, answers(done.stdout)) == (1, ["Hello"])
+    assert len(items(tmp_path / "conversations.db")) == 2
+
+
+def test_chat_without_key_and_model_names_the_three_ways_out_and_stores_nothing(tmp_path: Path) -> None:
+    done = agentmem(tmp_path, "chat", says="Hello\n")
+    assert done.returncode == 1
+    error, hint = done.stderr.splitlines()
+    for way in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OfflineModel()", "nothing was added to the session 'default'"):
+        assert way in error
+    assert "--offline" in hint
+    assert items(tmp_path / "conversations.db") == []
+
+
+def test_chat_waits_for_a_busy_file_then_says_so_and_goes_on(tmp_path: Path, server: ResponsesServer) -> None:
+    database = tmp_path / "conversations.db"
+    with SQLiteSession(database, session_id="default") as session:
+        session.add_items([{"role": "user", "content": "My name is Alice."}])
+    gate = threading.Event()
+    server.answer(message("One"), gate=gate)
+    server.answer(message("Two"))
+    with _chatting(tmp_path, "--model", "m", env=online(server)) as chat:
+        chat.type("First\n")
+        server.wait_for_request()
+        with closing(sqlite3.connect(database, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            gate.set()
+            error = chat.stderr_line()
+        assert re.match(r"error: .*conversations\.db.*(busy|lock)", error), error
+        chat.type("Second\n\n")
+        assert chat.end() == 0
+    assert len(items(database)) == 3
+
+
+# What cannot work
+
+
+@pytest.mark.parametrize("command", ["demo", "chat"])
+def test_a_missing_folder_is_one_line_and_code_1(tmp_path: Path, command: str) -> None:
+    done = agentmem(tmp_path, command, "--db", str(tmp_path / "no" / "folder.db"))
+    _failed_in_one_line(done, "no/folder.db", "create its folder")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["demo", "chat"])
+def test_a_file_that_is_no_database_is_one_line_and_code_1_and_stays_as_it_is(tmp_path: Path, command: str) -> None:
+    notes = tmp_path / "notes.db"
+    notes.write_text("Dear diary. " * 1000)
+    done = agentmem(tmp_path, command, "--db", "notes.db")
+    _failed_in_one_line(done, "notes.db", "not a database")
+    assert notes.read_text() == "Dear diary. " * 1000
+    assert list(tmp_path.iterdir()) == [notes]
+
+
+@pytest.mark.parametrize("command", ["demo", "chat"])
+def test_another_programs_database_is_one_line_and_code_1_and_stays_as_it_is(tmp_path: Path, command: str) -> None:
+    with closing(sqlite3.connect(tmp_path / "photos.db")) as connection:
+        connection.executescript("PRAGMA user_version = 7; CREATE TABLE photos (id, name)")
+    before = (tmp_path / "photos.db").read_bytes()
+    done = agentmem(tmp_path, command, "--db", "photos.db")
+    _failed_in_one_line(done, "photos.db")
+    assert (tmp_path / "photos.db").read_bytes() == before
+
+
+def _failed_in_one_line(done: subprocess.CompletedProcess[str], *parts: str) -> None:
+    assert done.returncode == 1, done.stdout
+    assert done.stderr.startswith("Error: ")
+    assert done.stderr.count("\n") == 1, done.stderr
+    for part in parts:
+        assert part in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "problem"),
+    [
+        (["chat", "--offline", "--model", "m"], "--offline and --model exclude each other"),
+        (["chat", "--db", "."], "is a directory"),
+        (["chat", "--limit", "3"], "--limit"),
+        (["chat", "alice"], "alice"),
+        (["talk"], "talk"),
+    ],
+)
+def test_a_wrong_use_is_a_usage_error_and_touches_no_file(tmp_path: Path, args: list[str], problem: str) -> None:
+    done = agentmem(tmp_path, *args, says="Hello\n")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("Usage: ")
+    assert problem in done.stderr.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("args", "problem"),
+    [
+        (["--session", ""], "session_id is 1 to 1024 bytes long"),
+        (["--session", "x" * 1025], "session_id is 1 to 1024 bytes long"),
+        (["--db", ""], "db is a path"),
+    ],
+)
+def test_an_argument_out_of_range_is_one_line_and_code_1(tmp_path: Path, args: list[str], problem: str) -> None:
+    _failed_in_one_line(agentmem(tmp_path, "chat", "--offline", *args, says="Hello\n"), problem)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_input_that_is_no_text_is_one_line_and_code_1(tmp_path: Path) -> None:
+    done = agentmem(tmp_path, "chat", "--offline", says=b"My name is Alice.\n\xff\xfe\n")
+    _failed_in_one_line(done, "can't decode byte 0xff")
+
+
+# Help
+
+
+def _commands(command: click.Command, *path: str) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    yield path, command
+    if isinstance(command, click.Group):
+        for name, below in command.commands.items():
+            yield from _commands(below, *path, name)
+
+
+COMMANDS = dict(_commands(main))
+
+
+def test_every_command_and_every_option_says_what_it_is_for() -> None:
+    silent = [path for path, command in COMMANDS.items() if not command.help]
+    silent += [
+        (*path, str(parameter.name))
+        for path, command in COMMANDS.items()
+        for parameter in command.params
+        if not getattr(parameter, "help", None)
+    ]
+    assert {("demo",), ("chat",)} <= set(COMMANDS)
+    assert not silent
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_help_fits_in_80_columns_and_names_every_option(tmp_path: Path, path: tuple[str, ...]) -> None:
+    output = succeeded(agentmem(tmp_path, *path, "--help"))
+    assert output.startswith(" ".join(("Usage: agentmem", *path)))
+    assert max(map(len, output.splitlines())) <= 80
+    for parameter in COMMANDS[path].params:
+        assert all(name in output for name in parameter.opts)
+
+
+# People at a terminal
+
+
+class _Chat:
+    """A chat under way, its streams in pipes."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+
+    def type(self, text: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(text)
+        self.process.stdin.flush()
+
+    def wait_for(self, text: str) -> None:
+        """Reads until `text` has been printed; pytest's timeout ends what never comes."""
+        assert self.process.stdout is not None
+        seen = ""
+        while text not in seen:
+            character = self.process.stdout.read(1)
+            assert character, f"ended after {seen!r}"
+            seen += character
+
+    def stderr_line(self) -> str:
+        assert self.process.stderr is not None
+        return self.process.stderr.readline()
+
+    def end(self) -> int:
+        return self.process.wait(WAIT_S)
+
+
+@contextmanager
+def _chatting(folder: Path, *args: str, env: Mapping[str, str] = MappingProxyType({})) -> Iterator[_Chat]:
+    process = subprocess.Popen(
+        [*MODULE, "chat", *args],
+        cwd=folder,
+        env=environment(env),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+    )
+    with process:
+        try:
+            yield _Chat(process)
+        finally:
+            process.kill()
+
+
+@posix
+@pytest.mark.usefixtures("interruptible")
+def test_ctrl_c_at_the_prompt_ends_the_chat_cleanly(tmp_path: Path) -> None:
+    with _chatting(tmp_path, "--offline") as chat:
+        chat.wait_for("you> ")
+        chat.type("My name is Alice.\n")
+        chat.wait_for("you> ")
+        chat.process.send_signal(signal.SIGINT)
+        assert (chat.end(), chat.stderr_line()) == (0, "")
+    assert contents(tmp_path / "conversations.db") == ["My name is Alice.", "I will remember: your name is Alice."]
+
+
+@posix
+@pytest.mark.usefixtures("interruptible")
+def test_ctrl_c_while_the_model_thinks_ends_at_once_and_stores_nothing(tmp_path: Path, server: ResponsesServer) -> None:
+    gate = threading.Event()
+    server.answer(message("Too late"), gate=gate)
+    try:
+        with _chatting(tmp_path, "--model", "m", env=online(server)) as chat:
+            chat.type("Hello\n")
+            server.wait_for_request()
+            chat.process.send_signal(signal.SIGINT)
+            assert chat.end() == 1
+            assert chat.process.stderr is not None
+            assert chat.process.stderr.read().strip() == "Aborted!"
+    finally:
+        gate.set()
+    assert items(tmp_path / "conversations.db") == []
+
+
+class _Terminal:
+    """A pseudo-terminal of 80 columns, and a process that has it as its controlling terminal."""
+
+    def __init__(self, folder: Path, *args: str) -> None:
+        import fcntl
+        import pty
+        import struct
+        import termios
+
+        self._master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+        # The leader of a new session gets the terminal that it opens first as its own, so that ^C reaches it.
+        opening = ["sh", "-c", 'tty=$1; shift; exec "$@" <"$tty" >"$tty" 2>&1', "sh", os.ttyname(slave)]
+        self._process = subprocess.Popen(
+            [*opening, *MODULE, *args], cwd=folder, env=environment({}), start_new_session=True
+        )
+        self._slave = slave  # open to the end, so that reading never meets a terminal without a process
+        self.output = ""
+        self._seen = 0
+
+    def type(self, text: str) -> None:
+        os.write(self._master, text.encode())
+
+    def wait_for(self, text: str) -> None:
+        """Reads until `text` has come after what was waited for before."""
+        deadline = time.monotonic() + WAIT_S
+        while (found := self.output.find(text, self._seen)) < 0:
+            readable, _, _ = select.select([self._master], [], [], max(0.0, deadline - time.monotonic()))
+            assert readable, f"no {text!r} in {self.output!r}"
+            self.output += os.read(self._master, 4096).decode(errors="replace")
+        self._seen = found + len(text)
+
+    def end(self) -> int:
+        code = self._process.wait(WAIT_S)
+        while select.select([self._master], [], [], 0)[0]:
+            self.output += os.read(self._master, 4096).decode(errors="replace")
+        return code
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        os.close(self._master)
+        os.close(self._slave)
+
+
+@contextmanager
+def _terminal(folder: Path, *args: str) -> Iterator[_Terminal]:
+    terminal = _Terminal(folder, *args)
+    try:
+        yield terminal
+    finally:
+        terminal.close()
+
+
+@posix
+@pytest.mark.usefixtures("interruptible")
+def test_a_person_at_a_terminal_chats_and_leaves_by_ctrl_d_or_ctrl_c(tmp_path: Path) -> None:
+    with _terminal(tmp_path, "chat", "--offline") as terminal:
+        terminal.wait_for("you>")
+        terminal.type("My name is Bobx\x7f.\r")  # with a correction
+        terminal.wait_for("I will remember: your name is Bob.")
+        terminal.wait_for("you>")
+        terminal.type("\x04")
+        assert terminal.end() == 0
+        assert "\x1b[" in terminal.output  # colours
+        assert "Traceback" not in terminal.output
+    with _terminal(tmp_path, "chat", "--offline") as terminal:
+        terminal.wait_for("2 items so far")
+        terminal.type("What is my name?\r")
+        terminal.wait_for("Your name is Bob.")
+        terminal.wait_for("you>")
+        terminal.type("\x03")
+        assert terminal.end() == 0
+        assert "Traceback" not in terminal.output
+    assert contents(tmp_path / "conversations.db")[-1] == "Your name is Bob."
+
+
+@posix
+def test_demo_in_a_terminal_of_80_columns_has_colours_and_no_longer_line(tmp_path: Path) -> None:
+    with _terminal(tmp_path, "demo", "--db", "demo.db") as terminal:
+        terminal.wait_for("Go on with Alice's conversation:")
+        assert terminal.end() == 0
+    plain = re.sub(r"\x1b\[[\d;]*m", "", terminal.output)
+    assert plain != terminal.output
+    assert said(plain) == CONVERSATION
+    assert max(len(line) for line in plain.splitlines() if str(tmp_path) not in line) <= 80
