@@ -1,0 +1,126 @@
+"""What agentmem promises, as ratios within one run; each is a row in ``TARGETS``."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+
+from .report import Report, paired_ratio
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A metric of a workload on a system."""
+
+    workload: str
+    metric: str
+    system: str = "agentmem"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A promise: `figure`, as a multiple of `of` unless that is None, is at least or at most so much."""
+
+    text: str
+    figure: Figure
+    of: Figure | None = None
+    at_least: float | None = None
+    at_most: float | None = None
+
+    def measured(self, report: Report) -> float | None:
+        """The ratio, or the figure itself; None where the run does not have it."""
+        values = report.values(self.figure.workload, self.figure.system, self.figure.metric)
+        if self.of is None:
+            return statistics.median(values) if values else None
+        others = report.values(self.of.workload, self.of.system, self.of.metric)
+        if not values or len(values) != len(others):
+            return None
+        return paired_ratio(values, others)
+
+    def met(self, measured: float) -> bool:
+        """Whether that is within the promise."""
+        return (self.at_least is None or measured >= self.at_least) and (
+            self.at_most is None or measured <= self.at_most
+        )
+
+    def bound(self) -> str:
+        """The promise in figures."""
+        times = " ×" if self.of else ""
+        return f"≥ {self.at_least:g}{times}" if self.at_least is not None else f"≤ {self.at_most:g}{times}"
+
+
+ADDS, READS = "adds", "reads"
+ASYNC, SQLITE, BARE = "agents-async", "agents-sqlite", "sqlite3"
+
+TARGETS = (
+    *(
+        Target(
+            f"64 sessions adding at once, to {of}", Figure("add-many", ADDS), Figure("add-many", ADDS, of), at_least=n
+        )
+        for of, n in ((ASYNC, 50), (SQLITE, 15), (BARE, 0.6))
+    ),
+    *(
+        Target(f"64 sessions reading, to {of}", Figure("read-many", READS), Figure("read-many", READS, of), at_least=n)
+        for of, n in ((ASYNC, 10), (SQLITE, 4))
+    ),
+    *(
+        Target(f"one add, then the next, to {of}", Figure("add", "add"), Figure("add", "add", of), at_most=n)
+        for of, n in ((BARE, 1.5), (ASYNC, 0.5))
+    ),
+    *(
+        Target(
+            f"last 20 of 10,000, to {of}", Figure("tail-long", "last 20"), Figure("tail-long", "last 20", of), at_most=n
+        )
+        for of, n in ((BARE, 2.5), (ASYNC, 0.4))
+    ),
+    Target(
+        "last 20 of 1,000,000, to those of 100",
+        Figure("tail-huge", "last 20"),
+        Figure("tail-short", "last 20"),
+        at_most=1.3,
+    ),
+    Target(
+        "adding to 1,000,000 items among 1,000,000 sessions, to an empty file",
+        Figure("add-huge", "add"),
+        Figure("add-huge", "to an empty file"),
+        at_most=1.3,
+    ),
+    Target(
+        f"full read of 20,000 items, to {ASYNC}",
+        Figure("read-all", "read"),
+        Figure("read-all", "read", ASYNC),
+        at_most=0.8,
+    ),
+    Target("full read of 20,000 items: the loop's longest stall, ms", Figure("read-all", "longest stall"), at_most=12),
+    Target(
+        "replay window of 10,000 items, to the raw tail",
+        Figure("window", "window"),
+        Figure("window", "raw tail"),
+        at_most=1.3,
+    ),
+    Target(
+        "open, one turn, close, to the turn alone",
+        Figure("handler", "request"),
+        Figure("handler", "the turn alone"),
+        at_most=1.3,
+    ),
+    Target("10,000 open handles: threads", Figure("handles", "threads"), at_most=8),
+    Target("10,000 open handles: descriptors", Figure("handles", "descriptors"), at_most=40),
+    Target("10,000 open handles: kB each", Figure("handles", "memory each"), at_most=4),
+    *(
+        Target(
+            f"{call} from a script, to the same awaited",
+            Figure("sync", call),
+            Figure("sync", f"awaited {call}"),
+            at_most=2,
+        )
+        for call in ("add", "last 20")
+    ),
+    Target(
+        "import agentmem, to pydantic, aiosqlite and anyio alone",
+        Figure("import", "import"),
+        Figure("import", "dependencies alone"),
+        at_most=1.5,
+    ),
+    Target("import agentmem: openai modules loaded", Figure("import", "openai loaded"), at_most=0),
+)

@@ -1,0 +1,156 @@
+"""The benchmark suite in its smallest form: what it reports, not how fast anything is."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from conftest import REPO
+
+sys.path.append(str(REPO))  # the suite is not installed; at the end, so that agentmem stays the one under test
+
+from benchmarks.bench import SCALES, Bench
+from benchmarks.measure import Outcome, Refused, verify_durability
+from benchmarks.report import Report, Summary, paired_ratio, summarize
+from benchmarks.rivals import SYSTEMS
+from benchmarks.systems import BareSQLite
+from benchmarks.targets import TARGETS, Figure, Target
+from benchmarks.timing import Tally, at_once, one_by_one
+from benchmarks.workloads import WORKLOADS
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the suite has run on agentmem, on sqlite3 alone, and on a rival that is not installed."""
+    folder = tmp_path_factory.mktemp("suite")
+    shutil.copytree(REPO / "benchmarks", folder / "benchmarks", ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "langgraph.py").write_text("raise ImportError('no langgraph here')")
+    systems = [f"--system={name}" for name in ("agentmem", "sqlite3", "langgraph")]
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "benchmarks", "--tiny", *systems, "--json=b.json", "--chart=b.svg"],
+        cwd=folder,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (folder / "stdout").write_text(done.stdout, encoding="utf-8")
+    (folder / "stderr").write_text(done.stderr, encoding="utf-8")
+    return folder
+
+
+def test_every_workload_gives_every_metric_on_agentmem_and_on_sqlite3(folder: Path) -> None:
+    report = Report.from_json(json.loads((folder / "b.json").read_text(encoding="utf-8")))
+    assert set(report.outcomes) == set(WORKLOADS)
+    for name, workload in WORKLOADS.items():
+        for system in ("agentmem", "sqlite3"):
+            (outcome,) = report.outcomes[name][system]
+            if (name, system) == ("window", "sqlite3") or (name == "handles" and sys.platform != "linux"):
+                assert outcome.status == "unsupported"
+            else:
+                assert (outcome.status, outcome.detail, outcome.failures) == ("ok", "", {}), name
+                assert set(outcome.metrics) == {metric.name for metric in workload.metrics}
+
+
+def test_the_json_names_versions_machine_and_date(folder: Path) -> None:
+    data = json.loads((folder / "b.json").read_text(encoding="utf-8"))
+    assert {"python", "sqlite", "agentmem", "aiosqlite"} <= set(data["versions"])
+    assert {"cpu", "cores", "filesystem"} <= set(data["machine"])
+    assert data["date"].endswith("+00:00")
+
+
+def test_a_rival_that_is_not_installed_is_a_row_that_says_so(folder: Path) -> None:
+    data = json.loads((folder / "b.json").read_text(encoding="utf-8"))
+    for workload in data["workloads"].values():
+        assert [run["status"] for run in workload["systems"]["langgraph"]["rounds"]] == ["not installed"]
+    assert "not installed: no langgraph here" in " ".join((folder / "stdout").read_text(encoding="utf-8").split())
+
+
+def test_the_chart_is_an_svg_with_a_bar_for_each_figure(folder: Path) -> None:
+    root = ElementTree.parse(folder / "b.svg").getroot()
+    bars = [element for element in root.iter() if element.tag.endswith("}rect")]
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert len(bars) == 2 * sum(workload.in_chart for workload in WORKLOADS.values())
+
+
+def test_progress_is_shown_on_stderr_and_nothing_else(folder: Path) -> None:
+    lines = (folder / "stderr").read_text(encoding="utf-8").splitlines()
+    assert [line.partition("/")[0] for line in lines] == [str(number) for number in range(len(lines))]
+    assert lines
+
+
+def test_a_median_comes_with_its_range() -> None:
+    assert summarize([3.0, 1.0, 10.0]) == Summary(3.0, 1.0, 10.0)
+
+
+def test_ratios_are_taken_within_a_round_so_that_a_slow_minute_cancels_out() -> None:
+    assert paired_ratio([10.0, 1_000.0, 10.0], [5.0, 500.0, 5.0]) == 2.0
+    with pytest.raises(ValueError, match="argument 2 is longer"):
+        paired_ratio([1.0], [1.0, 2.0])
+
+
+def test_a_speed_ratio_above_one_is_faster_whatever_the_unit() -> None:
+    report = Report("tiny", {})
+    for system, us, per_second in (("agentmem", 100.0, 1_000.0), ("sqlite3", 50.0, 4_000.0)):
+        report.add("add", system, Outcome("ok", metrics={"add": us}))
+        report.add("add-many", system, Outcome("ok", metrics={"adds": per_second}))
+    assert report.speed_ratio("add", "sqlite3", "agentmem") == 2.0
+    assert report.speed_ratio("add-many", "sqlite3", "agentmem") == 4.0
+    assert report.speed_ratio("add", "sqlite3", "adk") is None
+
+
+def test_a_round_without_a_figure_leaves_no_median_of_the_others() -> None:
+    report = Report("tiny", {})
+    report.add("add", "adk", Outcome("ok", metrics={"add": 1.0}))
+    report.add("add", "adk", Outcome("failed", "its process ended"))
+    (row,) = report.rows("add")
+    assert (row.summary, row.remark) == (None, "failed: its process ended")
+
+
+def test_calls_that_fail_are_counted_and_not_timed_as_successes() -> None:
+    async def fail_second(number: int) -> None:
+        if number == 1:
+            raise OSError("database is locked")
+
+    tally = asyncio.run(at_once([fail_second, fail_second], 3, 60.0))
+    assert (tally.done, tally.failed, tally.error) == (4, 2, "OSError: database is locked")
+    assert tally.per_second == pytest.approx(4 / tally.seconds)
+
+
+def test_a_slow_system_makes_fewer_calls_but_at_least_one() -> None:
+    async def call() -> None:
+        pass
+
+    tallies: list[Tally] = asyncio.run(one_by_one([call, call], 1_000, 0.0))
+    assert [tally.done for tally in tallies] == [1, 1]
+
+
+def test_a_system_with_another_durability_is_refused(tmp_path: Path) -> None:
+    class Careless(BareSQLite):
+        async def open(self) -> None:
+            await super().open()
+            self._db.execute("PRAGMA synchronous = NORMAL")
+
+    verify_durability(Bench(BareSQLite, SCALES["tiny"], tmp_path))
+    with pytest.raises(Refused, match=r"\('wal', 1\)"):
+        verify_durability(Bench(Careless, SCALES["tiny"], tmp_path))
+
+
+def test_every_target_is_about_figures_that_the_suite_measures() -> None:
+    for target in TARGETS:
+        for figure in filter(None, (target.figure, target.of)):
+            assert figure.system in SYSTEMS
+            assert figure.metric in {metric.name for metric in WORKLOADS[figure.workload].metrics}
+
+
+def test_a_target_is_met_up_to_and_with_its_bound() -> None:
+    most, least = Target("", Figure("add", "add"), at_most=2.0), Target("", Figure("add", "add"), at_least=2.0)
+    assert [most.met(measured) for measured in (1.9, 2.0, 2.1)] == [True, True, False]
+    assert [least.met(measured) for measured in (1.9, 2.0, 2.1)] == [False, True, True]
