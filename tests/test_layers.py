@@ -1,0 +1,141 @@
+"""Imports only go down: the floors of the package, read from its source, and what ``import agentmem`` loads."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+FLOORS = {
+    "errors": 0,
+    "items": 0,
+    "reading": 0,
+    "replay": 0,
+    "conformance": 1,
+    "engines": 1,
+    "session": 2,
+    "store": 2,
+    "sync": 3,
+    "runner": 4,
+    "integrations": 5,
+    "__main__": 6,
+    "cli": 6,
+}
+"""The floor of each module, or of each folder with all that is in it."""
+
+FRONT_DOOR_FLOOR = 4
+"""``agentmem/__init__.py`` offers the public names, up to the Runner. Nothing in the package imports from it."""
+
+
+def violations(package: Path) -> list[str]:
+    """Each import in this package that goes up, and each module on no floor, as ``file:line: what``."""
+    found = []
+    for file in sorted(package.rglob("*.py")):
+        where = file.relative_to(package).as_posix()
+        module = where.removesuffix(".py").split("/")
+        if module == ["__init__"]:
+            floor = FRONT_DOOR_FLOOR
+        elif module[0] in FLOORS:
+            floor = FLOORS[module[0]]
+        else:
+            found.append(f"{where}: on no floor")
+            continue
+        for line, target in imports(file, package):
+            if target is None:
+                found.append(f"{where}:{line}: imports the front door")
+            elif FLOORS.get(target, -1) > floor:
+                found.append(f"{where}:{line}: floor {floor} imports {target}, floor {FLOORS[target]}")
+    return found
+
+
+def imports(file: Path, package: Path) -> Iterator[tuple[int, str | None]]:
+    """The line of each import of the package's own modules, wherever it stands in the file (in a function and under
+    TYPE_CHECKING too), with the first part of the module's name after the package's; None for the package itself."""
+    home = [package.name, *file.relative_to(package).parent.parts]
+    for node in ast.walk(ast.parse(file.read_bytes(), str(file))):
+        if isinstance(node, ast.Import):
+            names = [alias.name.split(".") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = home[: len(home) - node.level + 1] if node.level else []
+            base = base + (node.module.split(".") if node.module else [])
+            # "from . import items" names a module; any other name that the root gives is its own.
+            names = [[*base, alias.name] if alias.name in FLOORS else base for alias in node.names]
+        else:
+            continue
+        for name in names:
+            if name[0] == package.name:
+                yield node.lineno, name[1] if len(name) > 1 else None
+
+
+def installed_package() -> Path:
+    spec = importlib.util.find_spec("agentmem")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent
+
+
+def test_no_import_goes_up() -> None:
+    assert violations(installed_package()) == []
+
+
+def test_the_installed_package_holds_every_module_of_the_tree(repo: Path) -> None:
+    def files(package: Path) -> set[str]:
+        return {p.relative_to(package).as_posix() for p in package.rglob("*") if p.suffix in {".py", ".typed"}}
+
+    assert files(installed_package()) == files(repo / "agentmem")
+    assert "py.typed" in files(installed_package())
+
+
+@pytest.mark.parametrize(
+    ("file", "source", "complaint"),
+    [
+        ("replay.py", "from .session import AsyncSession", "replay.py:1: floor 0 imports session, floor 2"),
+        ("replay.py", "from . import items, session", "replay.py:1: floor 0 imports session, floor 2"),
+        ("replay.py", "import os\nimport agentmem.session", "replay.py:2: floor 0 imports session, floor 2"),
+        ("replay.py", "from agentmem.runner.tools import x", "replay.py:1: floor 0 imports runner, floor 4"),
+        ("engines/base.py", "from ..store import x", "engines/base.py:1: floor 1 imports store, floor 2"),
+        ("engines/__init__.py", "from .. import sync", "engines/__init__.py:1: floor 1 imports sync, floor 3"),
+        ("store.py", "def f():\n    from .sync import x", "store.py:2: floor 2 imports sync, floor 3"),
+        ("sync.py", "if TYPE_CHECKING:\n    from .runner import x", "sync.py:2: floor 3 imports runner, floor 4"),
+        ("__init__.py", "from .cli import main", "__init__.py:1: floor 4 imports cli, floor 6"),
+        ("cli.py", "from . import Runner", "cli.py:1: imports the front door"),
+        ("cli.py", "from agentmem import Runner", "cli.py:1: imports the front door"),
+        ("integrations/x.py", "import agentmem", "integrations/x.py:1: imports the front door"),
+        ("utils.py", "", "utils.py: on no floor"),
+    ],
+)
+def test_the_check_names_each_kind_of_wrong_import(tmp_path: Path, file: str, source: str, complaint: str) -> None:
+    path = tmp_path / "agentmem" / file
+    path.parent.mkdir(parents=True)
+    path.write_text(source, encoding="utf-8")
+    assert violations(tmp_path / "agentmem") == [complaint]
+
+
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        ("replay.py", "from .items import Item\nimport json, openai.types.responses"),
+        ("session.py", "from . import errors, store\nimport agentmem.engines.base"),
+        ("engines/sqlite.py", "from .base import Engine\nfrom .. import errors\nfrom ..items import Item"),
+        ("runner/__init__.py", "from .result import RunResult\nfrom ..sync import SQLiteSession"),
+        ("__init__.py", "from .runner import Runner\nfrom . import errors"),
+        ("__main__.py", "from .cli import main"),
+    ],
+)
+def test_imports_that_go_down_or_along_are_fine(tmp_path: Path, file: str, source: str) -> None:
+    path = tmp_path / "agentmem" / file
+    path.parent.mkdir(parents=True)
+    path.write_text(source, encoding="utf-8")
+    assert violations(tmp_path / "agentmem") == []
+
+
+def test_importing_agentmem_loads_nothing_that_a_session_does_not_need(tmp_path: Path) -> None:
+    heavy = ["openai", "agents", "asyncpg", "fastapi", "click", "rich"]
+    script = f"import sys, agentmem; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
