@@ -21,6 +21,7 @@ import threading
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from .batching import Batcher, Job, despite_cancellation
 from .lifecycle import around_fork
@@ -137,7 +138,13 @@ class Pool:
         """Have the connections closed, without waiting for it, because the event loop is closed."""
         # In a thread, because stopping a connection under a running loop reports to that loop, which may be
         # closed by then.
-        threading.Thread(target=stop_all, args=(self._links(),), name="agentmem-abandon").start()
+        thread = threading.Thread(target=stop_all, args=(self._links(),), name="agentmem-abandon")
+        thread.start()
+        _abandoned[thread] = self.database.path
+
+    def _awaits_abandoned(self) -> bool:
+        path = self.database.path
+        return any(thread.is_alive() for thread, theirs in list(_abandoned.items()) if theirs == path)
 
     def _links(self) -> list[Link]:
         links = [*self._readers, self._writer] if self.database.memory is None else []
@@ -155,6 +162,10 @@ class Pool:
         return self._writer
 
     async def _open_file(self) -> Link:
+        # SQLite keeps a closed connection's descriptor for as long as another of this process has the file locked
+        # (POSIX drops all locks of a process with any descriptor): with the old pool closed first, none is left.
+        while self._awaits_abandoned():  # noqa: ASYNC110  a thread that waits for a thread would be one more to end
+            await asyncio.sleep(0.001)
         if self._file is None:
             create_private(self.database.path)
             file = FileIdentity(self.database.path)
@@ -231,6 +242,8 @@ class Pool:
 
 
 _pools: dict[tuple[Hashable, asyncio.AbstractEventLoop], Pool] = {}
+_abandoned: WeakKeyDictionary[threading.Thread, str] = WeakKeyDictionary()
+"""Which threads close the connections that a closed event loop left, and to which path."""
 _lock = threading.Lock()  # loops in several threads lease at the same time
 
 
@@ -282,6 +295,7 @@ def _forget_in_child() -> None:
     global _lock
     _lock = threading.Lock()
     _pools.clear()
+    _abandoned.clear()
 
 
 around_fork(before=_lock_before_fork, in_parent=_unlock_in_parent, in_child=_forget_in_child)
