@@ -2,7 +2,7 @@
 
 The classes, by how you call them::
 
-    await       AsyncSQLiteSession   AsyncSessionStore   Runner.run
+    await       AsyncSQLiteSession   AsyncSessionStore   Runner.run, Runner.run_streamed
     plain       SQLiteSession        SessionStore        Runner.run_sync
 
 What each promises stands in its docstring, and all together in the README. Errors: ``agentmem.errors``.
@@ -10,7 +10,7 @@ What each promises stands in its docstring, and all together in the README. Erro
 
 from .errors import AgentMemError
 from .replay import SessionSettings
-from .runner import Agent, Runner, RunResult, function_tool
+from .runner import Agent, RunConfig, RunContext, Runner, RunResult, RunStream, TextDelta, function_tool
 from .session import AsyncSession, AsyncSQLiteSession
 from .store import AsyncSessionStore
 from .sync import Session, SessionStore, SQLiteSession
@@ -21,11 +21,15 @@ __all__ = [
     "AsyncSQLiteSession",
     "AsyncSession",
     "AsyncSessionStore",
+    "RunConfig",
+    "RunContext",
     "RunResult",
+    "RunStream",
     "Runner",
     "SQLiteSession",
     "Session",
     "SessionSettings",
     "SessionStore",
+    "TextDelta",
     "function_tool",
 ]

@@ -130,6 +130,16 @@ class AsyncSession:
         """
         await self._open_engine().clear(self.session_id)
 
+    def with_settings(self, settings: SessionSettings | None) -> AsyncSession:
+        """Another handle on this session, which replays by other settings. No I/O; closing this one ends it where
+        this one has its own database, so it need not be closed.
+
+        Raises:
+            TypeError: settings that are none.
+            SessionClosedError: this handle was closed.
+        """
+        return AsyncSession(self._open_engine(), self.session_id, settings)
+
     async def close(self) -> None:
         """End this handle; what it stored stays. Calls under way finish; later ones raise SessionClosedError.
 

@@ -1,7 +1,8 @@
 """A real HTTP server on loopback that speaks ``POST /v1/responses``, with scripted answers.
 
-It refuses what the API refuses and memory gets wrong most often: half of an exchange, and fields that only
-its output has. So a test that passes here has sent a valid request.
+A request with ``"stream": true`` is answered in server-sent events, as the API sends them. The server refuses what
+the API refuses and memory gets wrong most often: half of an exchange, and fields that only its output has. So a test
+that passes here has sent a valid request.
 """
 
 from __future__ import annotations
@@ -28,13 +29,15 @@ class Answer:
 
     Attributes:
         body: JSON, or bytes to send as they are, or a function of the request's body that makes the JSON.
-        gate: if set, the answer waits until the test opens it.
+        gate: if set, the answer waits until the test opens it; a streamed one after its first piece of text.
+        cut: a streamed answer ends without its last event.
     """
 
     body: Json | bytes | Callable[[Json], Json]
     status: int = 200
     content_type: str = "application/json"
     gate: threading.Event | None = None
+    cut: bool = False
 
 
 @dataclass
@@ -56,9 +59,11 @@ class ResponsesServer:
     connections: list[socket.socket] = field(default_factory=list)
     _script: queue.SimpleQueue[Answer] = field(default_factory=queue.SimpleQueue)
 
-    def answer(self, *output: Json, gate: threading.Event | None = None, **fields: Any) -> None:
+    def answer(
+        self, *output: Json, gate: threading.Event | None = None, cut: bool = False, **fields: Any
+    ) -> None:
         """Scripts a response with these output items; `fields` replace those of a completed response."""
-        self._script.put(Answer(response(*output, **fields), gate=gate))
+        self._script.put(Answer(response(*output, **fields), gate=gate, cut=cut))
 
     def answer_with(self, make: Callable[[Json], Json]) -> None:
         """Scripts a response made from the request's body."""
@@ -119,6 +124,20 @@ def response(*output: Json, **fields: Any) -> Json:
         "usage": usage,
         **fields,
     }
+
+
+def events(response: Json) -> Iterator[Json]:
+    """The events of a streamed response; texts come in pieces of three characters."""
+    yield {"type": "response.created", "response": {**response, "status": "in_progress", "output": []}}
+    for index, item in enumerate(response["output"]):
+        yield {"type": "response.output_item.added", "output_index": index, "item": {**item, "status": "in_progress"}}
+        for place, part in enumerate(item.get("content", [])):
+            where = {"item_id": item["id"], "output_index": index, "content_index": place}
+            kind, text = ("refusal", part["refusal"]) if "refusal" in part else ("output_text", part["text"])
+            for start in range(0, len(text), 3):
+                yield {"type": f"response.{kind}.delta", **where, "delta": text[start : start + 3], "logprobs": []}
+        yield {"type": "response.output_item.done", "output_index": index, "item": item}
+    yield {"type": f"response.{response['status']}", "response": response}
 
 
 def message(text: str, **fields: Any) -> Json:
@@ -187,15 +206,33 @@ def responses_server() -> Iterator[ResponsesServer]:
                 answer = state.next_answer(body, headers)
             else:
                 answer = Answer({"error": {"message": f"no such path: {self.path}"}}, 404)
+            content = answer.body(body) if callable(answer.body) else answer.body
+            if body.get("stream") and answer.status == 200 and isinstance(content, dict):
+                self.stream(answer, content)
+                return
             if answer.gate is not None:
                 answer.gate.wait(WAIT_S)
-            content = answer.body(body) if callable(answer.body) else answer.body
             data = content if isinstance(content, bytes) else json.dumps(content).encode()
             self.send_response(answer.status)
             self.send_header("content-type", answer.content_type)
             self.send_header("content-length", str(len(data)))
             self.end_headers()
             self.wfile.write(data)
+
+        def stream(self, answer: Answer, content: Json) -> None:
+            self.send_response(200)
+            self.send_header("content-type", "text/event-stream")
+            self.send_header("transfer-encoding", "chunked")
+            self.end_headers()
+            for number, event in enumerate(events(content)):
+                if answer.cut and "status" in event.get("response", {}) and number:
+                    break
+                data = f"event: {event['type']}\ndata: {json.dumps({**event, 'sequence_number': number})}\n\n".encode()
+                self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
+                self.wfile.flush()
+                if answer.gate is not None and event["type"].endswith(".delta"):
+                    answer.gate.wait(WAIT_S)
+            self.wfile.write(b"0\r\n\r\n")
 
         def log_message(self, format: str, *args: Any) -> None:
             pass

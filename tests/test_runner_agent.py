@@ -41,7 +41,7 @@ def test_arguments_may_be_given_by_position() -> None:
     ("arguments", "complaint"),
     [
         ({"name": 3}, "name is a string"),
-        ({"instructions": 3}, "instructions is a string or None"),
+        ({"instructions": 3}, "instructions is a string, a function or None"),
         ({"model": 3}, "a model's name, a Model object or None"),
         ({"model": OfflineModel}, "the class OfflineModel; make an object"),
         ({"tools": [len]}, "decorate it with @function_tool"),

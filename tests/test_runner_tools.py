@@ -16,7 +16,7 @@ import pytest
 from pydantic import BaseModel, Field
 
 from agentmem.errors import ToolError
-from agentmem.runner import FunctionTool, function_tool
+from agentmem.runner import FunctionTool, RunContext, function_tool
 from agentmem.runner.tools import run_calls
 
 pytestmark = pytest.mark.anyio
@@ -322,3 +322,95 @@ async def test_a_cancelled_call_returns_when_its_thread_is_done() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert ended.is_set()
+
+
+# Time limits
+
+
+async def test_an_async_tool_whose_time_is_up_is_cancelled_and_the_model_is_told() -> None:
+    cancelled = anyio.Event()
+
+    @function_tool(timeout_s=0.01)
+    async def endless() -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            cancelled.set()
+
+    with anyio.fail_after(WAIT_S):
+        output = await endless.invoke("{}")
+    assert output.text == "Error: endless failed: TimeoutError: took longer than 0.01 s"
+    assert cancelled.is_set()
+
+
+async def test_a_plain_tool_whose_time_is_up_is_left_to_its_thread() -> None:
+    release, ended = threading.Event(), threading.Event()
+
+    @function_tool(timeout_s=0.01)
+    def slow() -> str:
+        release.wait(WAIT_S)
+        ended.set()
+        return "too late"
+
+    with anyio.fail_after(WAIT_S):
+        output = await slow.invoke("{}")
+    assert output.text == "Error: slow failed: TimeoutError: took longer than 0.01 s"
+    assert not ended.is_set()
+    release.set()
+    await anyio.to_thread.run_sync(ended.wait, WAIT_S)
+
+
+async def test_a_tool_with_raise_errors_raises_when_its_time_is_up() -> None:
+    @function_tool(timeout_s=0.01, raise_errors=True)
+    async def endless() -> None:
+        await anyio.sleep_forever()
+
+    with pytest.raises(ToolError, match=r"'endless' failed: TimeoutError: took longer than 0\.01 s"):
+        await endless.invoke("{}")
+
+
+async def test_a_tool_within_its_time_limit_is_not_touched() -> None:
+    @function_tool(timeout_s=WAIT_S)
+    async def quick() -> str:
+        raise TimeoutError("of its own")
+
+    assert (await quick.invoke("{}")).text == "Error: quick failed: TimeoutError: of its own"
+
+
+@pytest.mark.parametrize("timeout_s", [0, -1.0, float("nan")])
+def test_a_time_limit_that_leaves_no_time_is_refused(timeout_s: float) -> None:
+    with pytest.raises(ValueError, match="'f': timeout_s is a number of seconds above 0"):
+        function_tool(name="f", timeout_s=timeout_s)(lambda: None)
+
+
+# The run's context
+
+
+class Deps:
+    user = "alice"
+
+
+async def test_a_tool_is_given_the_runs_context_and_the_model_does_not_see_the_parameter() -> None:
+    @function_tool
+    async def whoami(run: RunContext[Deps], greeting: str = "Hi") -> str:
+        return f"{greeting} {run.context.user}, {run.agent_name} in {run.session_id}"
+
+    @function_tool
+    def bare(city: str, *, run: RunContext) -> str:  # type: ignore[type-arg]  # without its parameter, too
+        return f"{city} {run.context.user}"
+
+    assert list(whoami.parameters["properties"]) == ["greeting"]
+    assert bare.parameters["required"] == ["city"]
+    assert bare.strict
+    context = RunContext(Deps(), "A", "user_123")
+    assert (await whoami.invoke("{}", context)).text == "Hi alice, A in user_123"
+    assert (await bare.invoke('{"city": "Nice"}', context)).text == "Nice alice"
+
+
+async def test_the_model_cannot_give_the_context() -> None:
+    @function_tool
+    def whoami(run: RunContext[Deps]) -> str:
+        return run.context.user
+
+    output = await whoami.invoke('{"run": {"context": "mallory"}}', RunContext(Deps(), "A"))
+    assert output.text.startswith("Error: invalid arguments for whoami: run: Unexpected keyword argument")

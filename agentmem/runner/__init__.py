@@ -4,10 +4,13 @@ Guardrails, MCP and tracing are the Agents SDK's; agentmem's sessions work there
 """
 
 from .agent import Agent
-from .model import Model, ModelRequest, ModelResponse, OpenAIResponsesModel, Usage
+from .config import RunConfig
+from .context import RunContext
+from .model import Model, ModelRequest, ModelResponse, OpenAIResponsesModel, StreamingModel, Usage
 from .offline import OfflineModel
 from .result import RunResult
 from .run import Runner
+from .stream import RunEvent, RunStream, TextDelta
 from .tools import FunctionTool, function_tool
 
 __all__ = [
@@ -18,8 +21,14 @@ __all__ = [
     "ModelResponse",
     "OfflineModel",
     "OpenAIResponsesModel",
+    "RunConfig",
+    "RunContext",
+    "RunEvent",
     "RunResult",
+    "RunStream",
     "Runner",
+    "StreamingModel",
+    "TextDelta",
     "Usage",
     "function_tool",
 ]

@@ -5,18 +5,22 @@ An agent holds no state and does no I/O; one agent may serve any number of runs 
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from ..errors import ModelError
-from .model import Model, OpenAIResponsesModel, default_model
+from ..errors import ModelError, RunError
+from .context import RunContext
+from .model import Model, checked_model, resolve_model
 from .schema import inline_root, strict_schema
 from .tools import FunctionTool, check_name, function_spec
+
+Instructions = Callable[[RunContext[Any]], "str | Awaitable[str]"]
 
 _NO_ARGUMENTS: dict[str, Any] = {"type": "object", "properties": {}, "required": [], "additionalProperties": False}
 
@@ -27,7 +31,8 @@ class Agent:
 
     Args:
         name: shown in results, and to the model that may hand over to this agent.
-        instructions: the system prompt; None or "" for none.
+        instructions: the system prompt; or a function, sync or async, that makes it for each model call from the
+            run's :class:`~agentmem.runner.RunContext` (a sync one runs on the event loop). None or "": none.
         model: a name, for the OpenAI Responses API or a server that speaks it; or a
             :class:`~agentmem.runner.Model`. None: OPENAI_DEFAULT_MODEL, or the default of this version.
         tools: functions decorated with :func:`~agentmem.runner.function_tool`.
@@ -41,7 +46,7 @@ class Agent:
     """
 
     name: str
-    instructions: str | None
+    instructions: str | Instructions | None
     model: str | Model | None = None
     tools: Sequence[FunctionTool[..., Any]] = ()
     handoffs: Sequence[Agent] = field(default=(), repr=False)
@@ -50,11 +55,10 @@ class Agent:
 
     def __post_init__(self) -> None:
         _check_type("name", self.name, str, "a string")
-        _check_type("instructions", self.instructions, (str, type(None)), "a string or None")
-        _check_type("model", self.model, (str, Model, type(None)), "a model's name, a Model object or None")
+        if not (self.instructions is None or isinstance(self.instructions, str) or callable(self.instructions)):
+            raise TypeError(f"Agent: instructions is a string, a function or None, got {self.instructions!r}")
+        checked_model(self.model, "Agent")
         _check_type("handoffs", self.handoffs, Sequence, "a list of agents")
-        if isinstance(self.model, type):
-            raise TypeError(f"Agent: model is the class {self.model.__name__}; make an object of it")
         if not self.name:
             raise ValueError("an agent's name must not be empty")
         object.__setattr__(self, "tools", tuple(self.tools))
@@ -69,9 +73,24 @@ class Agent:
 
     def resolve_model(self) -> Model:
         """The model to call; a name becomes an :class:`~agentmem.runner.OpenAIResponsesModel`."""
-        if isinstance(self.model, str):
-            return OpenAIResponsesModel(self.model)
-        return default_model() if self.model is None else self.model
+        return resolve_model(self.model)
+
+    async def resolve_instructions(self, context: RunContext[Any]) -> str | None:
+        """The system prompt of a model call in this run.
+
+        Raises:
+            RunError: the function of the instructions failed, or gave what is no string.
+        """
+        if self.instructions is None or isinstance(self.instructions, str):
+            return self.instructions
+        try:
+            text = self.instructions(context)
+            text = await text if inspect.isawaitable(text) else text
+        except Exception as error:
+            raise RunError(f"the instructions of {self.name!r} failed: {type(error).__name__}: {error}") from error
+        if not isinstance(text, str):
+            raise RunError(f"the instructions of {self.name!r} are a function that gave no string but {text!r}")
+        return text
 
     def handoff_targets(self) -> dict[str, Agent]:
         """The agents to hand over to, by the name of the function that the model calls for it.

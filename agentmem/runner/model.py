@@ -2,35 +2,30 @@
 
 Rules kept here:
 
-- ``openai`` is imported when a model is first called, in a worker thread, because it takes a second.
 - Items go in and come out in the Responses *input* format, so what came out can be stored and sent again.
 - Whatever goes wrong in a call is one :class:`~agentmem.errors.ModelError`, which keeps what the API said.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
-import threading
-import weakref
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-import anyio.to_thread
 from pydantic_core import to_json
 
 from ..errors import ModelError
 from ..items import Item
+from .client import shared_client
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
 DEFAULT_MODEL = "gpt-5.6-luna"
 """Used where neither the agent nor OPENAI_DEFAULT_MODEL names one; the Agents SDK's default, too (0.24)."""
-
-_DEFAULT_BASE_URL = "https://api.openai.com/v1"
 
 
 @dataclass(frozen=True)
@@ -60,12 +55,14 @@ class ModelRequest:
         instructions: of the agent that is speaking.
         tools: function tools and handoffs, as the Responses API takes them.
         text_format: the ``text.format`` of the Responses API where the answer must be JSON of a schema.
+        settings: further arguments for this run, in the names of ``client.responses.create``.
     """
 
     input: Sequence[Item]
     instructions: str | None = None
     tools: Sequence[dict[str, Any]] = ()
     text_format: dict[str, Any] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -86,6 +83,19 @@ class Model(Protocol):
 
         Raises:
             ModelError: there is none; the message says why. (What else is raised, the Runner wraps into it.)
+        """
+        ...
+
+
+@runtime_checkable
+class StreamingModel(Model, Protocol):
+    """A model that also answers bit by bit. Of any other, ``Runner.run_streamed`` shows an answer when it is whole."""
+
+    def stream(self, request: ModelRequest) -> AsyncGenerator[str | Item | ModelResponse, None]:
+        """The answer to one request: text as it comes, each output item when it is whole, last the whole response.
+
+        Raises:
+            ModelError: as ``respond`` does, in the midst of the answer too.
         """
         ...
 
@@ -129,31 +139,63 @@ class OpenAIResponsesModel:
             ModelError: no key and no server is set, the server cannot be reached or refuses, or the answer
                 failed or was cut short.
         """
-        client = self._client or await _shared_client()
+        async with self._answering(request) as (client, create, arguments):
+            response = await create(**arguments)
+            to_dict = getattr(response, "to_dict", None)
+            if not callable(to_dict):  # openai hands over the text of an answer that is no JSON
+                raise ModelError(f"{self.model}: {client.base_url} answered no JSON; is it the URL of a Responses API?")
+            return self._read(to_dict(mode="json", warnings=False))
+
+    async def stream(self, request: ModelRequest) -> AsyncGenerator[str | Item | ModelResponse, None]:
+        """See :meth:`StreamingModel.stream`, and :meth:`respond` for what counts as failed.
+
+        Closing it ends the request.
+        """
+        async with (
+            self._answering(request) as (client, create, arguments),
+            await create(**arguments, stream=True) as events,
+        ):
+            async for event in events:
+                if event.type in _TEXT_DELTAS:
+                    yield event.delta
+                elif event.type == "response.output_item.done":
+                    yield _input_form(event.item.to_dict(mode="json", warnings=False))
+                elif event.type in _LAST_EVENTS:
+                    yield self._read(event.response.to_dict(mode="json", warnings=False))
+                    return
+                elif event.type == "error":
+                    raise ModelError(f"{self.model}: the stream failed ({event.code}: {event.message})")
+            raise ModelError(
+                f"{self.model}: the stream of {client.base_url} ended before the answer did; "
+                "does the server stream the Responses API?"
+            )
+
+    @asynccontextmanager
+    async def _answering(self, request: ModelRequest) -> AsyncIterator[tuple[AsyncOpenAI, Any, dict[str, Any]]]:
+        """The client, its untyped ``create`` and the arguments; whatever goes wrong comes out as one ModelError."""
+        client = self._client or await shared_client()
         try:
             # Not typed: a request is plain JSON here, where openai has a union of 30 typed dicts.
-            create: Any = client.responses.create
-            response = await create(**self._arguments(request))
+            yield client, client.responses.create, self._arguments(request)
+        except ModelError:
+            raise
         except Exception as error:  # openai's own; ValueError for what is no UTF-8 or JSON; httpx2's for a bad URL
             raise ModelError(f"{self.model}: {_what_happened(error, client)}") from error
-        to_dict = getattr(response, "to_dict", None)
-        if not callable(to_dict):  # openai hands over the text of an answer that is no JSON
-            raise ModelError(f"{self.model}: {client.base_url} answered no JSON; is it the URL of a Responses API?")
-        return self._read(to_dict(mode="json", warnings=False))
 
     def _arguments(self, request: ModelRequest) -> dict[str, Any]:
+        settings = {**self._settings, **request.settings}
         body: dict[str, Any] = {"input": [_in_utf8(_input_form(item)) for item in request.input]}
         if request.instructions:
             body["instructions"] = request.instructions
         if request.tools:
-            body["tools"] = [*self._settings.get("tools", ()), *request.tools]
+            body["tools"] = [*settings.get("tools", ()), *request.tools]
         if request.text_format:
-            body["text"] = {**self._settings.get("text", {}), "format": request.text_format}
+            body["text"] = {**settings.get("text", {}), "format": request.text_format}
         # extra_body goes out as it is. As arguments, each item would be compared with the 30 kinds of
         # input: 1 ms an item, in which the event loop stands still (200 items: 204 ms against 7, openai 3.54).
-        body.update(self._settings.get("extra_body", {}))
+        body.update(settings.get("extra_body", {}))
         # The empty input, which older clients insist on, is replaced by the body's.
-        return {**self._settings, "model": self.model, "input": [], "extra_body": body}
+        return {**settings, "model": self.model, "input": [], "extra_body": body}
 
     def _read(self, response: dict[str, Any]) -> ModelResponse:
         status, output = response.get("status", "completed"), response.get("output")
@@ -167,9 +209,26 @@ class OpenAIResponsesModel:
         return ModelResponse([_input_form(item) for item in output], _usage(response), response.get("id"))
 
 
-def default_model() -> OpenAIResponsesModel:
-    """The model of an agent that names none: OPENAI_DEFAULT_MODEL, or :data:`DEFAULT_MODEL`."""
-    return OpenAIResponsesModel(os.environ.get("OPENAI_DEFAULT_MODEL") or DEFAULT_MODEL)
+_TEXT_DELTAS = {"response.output_text.delta", "response.refusal.delta"}
+_LAST_EVENTS = {"response.completed", "response.incomplete", "response.failed"}
+"""Of a stream (https://platform.openai.com/docs/api-reference/responses-streaming)."""
+
+
+def resolve_model(model: str | Model | None) -> Model:
+    """The model object for what an agent or a run names; for None OPENAI_DEFAULT_MODEL, or :data:`DEFAULT_MODEL`."""
+    if model is None:
+        model = os.environ.get("OPENAI_DEFAULT_MODEL") or DEFAULT_MODEL
+    return OpenAIResponsesModel(model) if isinstance(model, str) else model
+
+
+def checked_model(model: object, whose: str) -> None:
+    """Raises TypeError or ValueError where `model` is no model's name, no model object and not None."""
+    if model is not None and not isinstance(model, (str, Model)):
+        raise TypeError(f"{whose}: model is a model's name, a Model object or None, got {model!r}")
+    if isinstance(model, type):
+        raise TypeError(f"{whose}: model is the class {model.__name__}; make an object of it")
+    if model == "":
+        raise ValueError(f"{whose}: a model's name must not be empty")
 
 
 def _input_form(item: Item) -> Item:
@@ -219,67 +278,3 @@ def _what_happened(error: Exception, client: AsyncOpenAI) -> str:
     body = getattr(error, "body", None)
     said = body.get("message") if isinstance(body, dict) else None
     return f"{client.base_url} answered {status}: {said or error}"
-
-
-# One client per event loop and environment: connections are kept between runs, and none is used on a loop
-# other than its own, where asyncio's transports do not work. With each client stands the generator that closes it.
-_Owned = tuple["AsyncOpenAI", AsyncGenerator[None, None]]
-_clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, ...], _Owned]]
-_clients = weakref.WeakKeyDictionary()
-_clients_lock = threading.Lock()
-
-
-async def _shared_client() -> AsyncOpenAI:
-    environment = tuple(
-        os.environ.get(name, "").strip()
-        for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID")
-    )
-    key, base_url = environment[:2]
-    if not key and not base_url:
-        raise ModelError(
-            "no model to call. Either set OPENAI_API_KEY; or set OPENAI_BASE_URL to a server that speaks the OpenAI "
-            "Responses API (with the OPENAI_API_KEY that it wants, if any); or give the agent a model object, such "
-            "as Agent(..., model=agentmem.runner.OfflineModel()), which needs no network"
-        )
-    loop = asyncio.get_running_loop()
-    with _clients_lock:
-        for closed in [other for other in _clients if other.is_closed()]:
-            del _clients[closed]  # its connections refer to the loop, so it would never go by itself
-        of_loop = _clients.setdefault(loop, {})
-    if environment not in of_loop:
-        try:
-            client = await anyio.to_thread.run_sync(_make_client, key, base_url or _DEFAULT_BASE_URL)
-        except Exception as error:
-            raise ModelError(f"no client for {base_url or _DEFAULT_BASE_URL}: {error}") from error
-        if environment in of_loop:
-            await client.close()  # another task of this loop was faster
-        else:
-            owner = _close_with_loop(client)
-            of_loop[environment] = (client, owner)
-            await owner.__anext__()
-    return of_loop[environment][0]
-
-
-def _make_client(key: str, base_url: str) -> AsyncOpenAI:
-    # In a worker thread: about 0.8 s to import openai, 0.1 s for its Responses API, 0.03 s to read the
-    # certificates for each client (openai 3.54), in which the event loop would stand still.
-    from openai import AsyncOpenAI
-
-    # A server that wants no key still gets one, because the client insists. OPENAI_BASE_URL="" counts as not set.
-    client = AsyncOpenAI(api_key=key or "none", base_url=base_url)
-    _ = client.responses
-    return client
-
-
-async def _close_with_loop(client: AsyncOpenAI) -> AsyncGenerator[None, None]:
-    """Stands still until the event loop shuts down, and closes the client then.
-
-    asyncio has one hook for "this loop is about to close": ``loop.shutdown_asyncgens()``, called by
-    asyncio.run(), anyio and uvicorn, finishes every async generator that was begun on the loop.
-    """
-    try:
-        yield
-    finally:
-        with _clients_lock:
-            _clients.pop(asyncio.get_running_loop(), None)
-        await client.close()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from pydantic_core import to_json
@@ -59,6 +59,15 @@ class OfflineModel:
             return ModelResponse([{"type": "function_call", "call_id": f"call_{digest[:24]}", **call}])
         text = _handed_to(turn) + (_tool_answer(turn) or _answer(said, len(request.input)))
         return ModelResponse([{"type": "message", "role": "assistant", "content": text}])
+
+    async def stream(self, request: ModelRequest) -> AsyncGenerator[str | Item | ModelResponse, None]:
+        """See :meth:`~agentmem.runner.StreamingModel.stream`; the text comes word by word."""
+        response = await self.respond(request)
+        for item in response.output:
+            for word in re.findall(r"\S+\s*", message_text(item)):
+                yield word
+            yield item
+        yield response
 
 
 def _answer(said: list[str], seen: int) -> str:

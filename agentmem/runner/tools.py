@@ -4,6 +4,7 @@ Rules kept here:
 
 - The JSON schema and the validation of arguments come from the function's signature, through pydantic.
 - Calls of one response run at the same time: async functions on the event loop, others in worker threads.
+- A parameter annotated ``RunContext`` is the run's, not the model's: it is not in the schema.
 - What goes wrong in a tool is told to the model, which can mend its call or say so, unless the tool was
   declared with ``raise_errors=True``.
 """
@@ -25,11 +26,13 @@ from pydantic_core import to_json
 
 from ..errors import ToolError
 from ..items import Item
+from .context import RunContext, context_parameter
 from .schema import strict_schema
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
+_NO_RUN: RunContext[Any] = RunContext(None, "")
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")  # what the API takes as a function's name
 
 
@@ -50,12 +53,13 @@ class FunctionTool(Generic[P, R]):
         strict: whether the API holds the model to that schema exactly. It does wherever strict mode can
             express the signature; parameters with defaults it cannot, so such a tool is sent without it.
         raise_errors: whether an error of the function ends the run.
+        timeout_s: how long a call may take, in seconds; None for as long as it likes.
         function: the plain function.
 
     Raises:
         TypeError: a signature that has no JSON form: positional-only, ``*args`` and ``**kwargs`` parameters,
             or an annotation unknown to pydantic.
-        ValueError: a name that the API refuses.
+        ValueError: a name that the API refuses, or a time limit that is not above 0.
     """
 
     def __init__(
@@ -65,14 +69,18 @@ class FunctionTool(Generic[P, R]):
         name: str | None = None,
         description: str | None = None,
         raise_errors: bool = False,
+        timeout_s: float | None = None,
     ) -> None:
         functools.update_wrapper(self, function)
         self.function = function
         own_name: str = getattr(function, "__name__", "")
         self.name = check_name(own_name if name is None else name, "a tool")
         self.description = _first_paragraph(function) if description is None else description
+        if timeout_s is not None and not timeout_s > 0:
+            raise ValueError(f"the tool {self.name!r}: timeout_s is a number of seconds above 0, got {timeout_s!r}")
         self.raise_errors = raise_errors
-        self._arguments = _arguments_adapter(function, self.name)
+        self.timeout_s = timeout_s
+        self._arguments, self._context_parameter = _arguments_adapter(function, self.name)
         schema = self._arguments.json_schema()
         all_required = len(schema.get("required", ())) == len(schema["properties"])
         strict = strict_schema(schema) if all_required else None
@@ -91,13 +99,14 @@ class FunctionTool(Generic[P, R]):
         """The tool as the Responses API takes it."""
         return function_spec(self.name, self.description, self.parameters, strict=self.strict)
 
-    async def invoke(self, arguments: str) -> ToolOutput:
+    async def invoke(self, arguments: str, context: RunContext[Any] = _NO_RUN) -> ToolOutput:
         """Calls the function with the arguments that the model wrote, as JSON text.
 
         Arguments that do not fit the signature are reported in the returned text, and so is the function's
-        own error, by name and message.
+        own error, by name and message, and that its time was up.
 
-        Cancellation: an async function is cancelled; one in a worker thread cannot be, and is waited for.
+        Cancellation: an async function is cancelled; one in a worker thread cannot be, and is waited for, unless
+        it has a time limit.
 
         Raises:
             ToolError: from the function's error, if ``raise_errors`` is set.
@@ -107,6 +116,8 @@ class FunctionTool(Generic[P, R]):
             args, kwargs = self._arguments.validate_json(arguments or "{}")
         except ValidationError as error:
             return _problem(f"invalid arguments for {self.name}: {_summary(error)}")
+        if self._context_parameter is not None:
+            kwargs[self._context_parameter] = context
         try:
             value = await self._call(args, kwargs)
             return ToolOutput(value, _as_text(value))
@@ -117,17 +128,23 @@ class FunctionTool(Generic[P, R]):
 
     async def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call: Callable[[], Any] = functools.partial(self.function, *args, **kwargs)
-        if inspect.iscoroutinefunction(self.function):
-            return await call()
-        value = await anyio.to_thread.run_sync(call)
-        return await value if inspect.isawaitable(value) else value
+        with anyio.move_on_after(self.timeout_s):
+            if inspect.iscoroutinefunction(self.function):
+                return await call()
+            value = await anyio.to_thread.run_sync(call, abandon_on_cancel=self.timeout_s is not None)
+            return await value if inspect.isawaitable(value) else value
+        raise TimeoutError(f"took longer than {self.timeout_s:g} s")
 
 
 @overload
 def function_tool(function: Callable[P, R], /) -> FunctionTool[P, R]: ...
 @overload
 def function_tool(
-    *, name: str | None = None, description: str | None = None, raise_errors: bool = False
+    *,
+    name: str | None = None,
+    description: str | None = None,
+    raise_errors: bool = False,
+    timeout_s: float | None = None,
 ) -> Callable[[Callable[P, R]], FunctionTool[P, R]]: ...
 
 
@@ -138,6 +155,7 @@ def function_tool(
     name: str | None = None,
     description: str | None = None,
     raise_errors: bool = False,
+    timeout_s: float | None = None,
 ) -> Any:
     """Makes a function a tool that an :class:`~agentmem.runner.Agent` can use; with or without options.
 
@@ -150,17 +168,22 @@ def function_tool(
     The function may be ``async``; a plain one runs in a worker thread, so it may block but must be
     thread-safe: several calls run at once. Arguments are validated, and coerced where pydantic does so. A
     returned string goes to the model as it is, any other value as JSON, and what JSON cannot hold as ``str(value)``.
+    A parameter annotated :class:`~agentmem.runner.RunContext` is given the run's, and the model does not see it.
 
     Args:
         name: what the model calls it; by default the function's name.
         description: by default the first paragraph of the docstring.
         raise_errors: end the run with :class:`~agentmem.errors.ToolError` when the function raises. By
             default the model is told. (Arguments that do not fit are the model's mistake, and always told to it.)
+        timeout_s: seconds that a call may take; then it counts as failed with ``TimeoutError``. An async function
+            is cancelled; a thread cannot be, so a plain one runs on to its end, and what it returns is dropped.
 
     Raises:
         TypeError, ValueError: see :class:`FunctionTool`.
     """
-    options = functools.partial(FunctionTool, name=name, description=description, raise_errors=raise_errors)
+    options = functools.partial(
+        FunctionTool, name=name, description=description, raise_errors=raise_errors, timeout_s=timeout_s
+    )
     return options if function is None else options(function)
 
 
@@ -186,8 +209,16 @@ def check_name(name: str, what: str) -> str:
     return name
 
 
-async def run_calls(calls: Sequence[Item], tools: Mapping[str, FunctionTool[..., Any]]) -> list[ToolOutput]:
+async def run_calls(
+    calls: Sequence[Item],
+    tools: Mapping[str, FunctionTool[..., Any]],
+    context: RunContext[Any] = _NO_RUN,
+    on_output: Callable[[Item, ToolOutput], None] = lambda call, output: None,
+) -> list[ToolOutput]:
     """Runs the ``function_call`` items at the same time; their outputs come in the order of the calls.
+
+    Args:
+        on_output: called with each call and its output as soon as there is one.
 
     Cancellation: cancels all of them; returns or raises only when none is running any more.
 
@@ -197,14 +228,17 @@ async def run_calls(calls: Sequence[Item], tools: Mapping[str, FunctionTool[...,
     outputs: list[ToolOutput | None] = [None] * len(calls)
     failures: list[ToolError] = []
 
-    async def run(index: int, call: Item) -> None:
+    async def answer(call: Item) -> ToolOutput:
         name = call.get("name")
         tool = tools.get(name) if isinstance(name, str) else None
         if tool is None:
-            outputs[index] = _problem(f"there is no tool called {name!r}; there are: {', '.join(tools) or 'none'}")
-            return
+            return _problem(f"there is no tool called {name!r}; there are: {', '.join(tools) or 'none'}")
+        return await tool.invoke(str(call.get("arguments") or ""), context)
+
+    async def run(index: int, call: Item) -> None:
         try:
-            outputs[index] = await tool.invoke(str(call.get("arguments") or ""))
+            output = outputs[index] = await answer(call)
+            on_output(call, output)
         except ToolError as error:
             # Kept instead of raised: a task group would wrap it into an exception group.
             failures.append(error)
@@ -218,9 +252,11 @@ async def run_calls(calls: Sequence[Item], tools: Mapping[str, FunctionTool[...,
     return [output for output in outputs if output is not None]
 
 
-def _arguments_adapter(function: Callable[..., Any], name: str) -> TypeAdapter[Any]:
-    """Validates JSON arguments by the function's signature, and gives back ``(args, kwargs)``."""
-    for parameter in inspect.signature(function).parameters.values():
+def _arguments_adapter(function: Callable[..., Any], name: str) -> tuple[TypeAdapter[Any], str | None]:
+    """Validates JSON arguments by the function's signature, and gives back ``(args, kwargs)``; and the name of the
+    parameter that the model does not give."""
+    signature = inspect.signature(function)
+    for parameter in signature.parameters.values():
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             raise TypeError(
                 f"the tool {name!r} has the parameter {str(parameter)!r} ({parameter.kind.description}), but a model "
@@ -235,11 +271,14 @@ def _arguments_adapter(function: Callable[..., Any], name: str) -> TypeAdapter[A
 
     stand_in: Any = bind  # pydantic takes functions, which its types do not say
     try:
+        hidden = context_parameter(function, signature)
+        given = [parameter for parameter in signature.parameters.values() if parameter.name != hidden]
+        stand_in.__signature__ = signature.replace(parameters=given)
         adapter: TypeAdapter[Any] = TypeAdapter(stand_in)
         adapter.json_schema()
     except (PydanticUserError, NameError) as error:
         raise TypeError(f"the signature of the tool {name!r} has no JSON form: {error}") from error
-    return adapter
+    return adapter, hidden
 
 
 def _first_paragraph(function: Callable[..., Any]) -> str:
