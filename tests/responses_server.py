@@ -59,9 +59,7 @@ class ResponsesServer:
     connections: list[socket.socket] = field(default_factory=list)
     _script: queue.SimpleQueue[Answer] = field(default_factory=queue.SimpleQueue)
 
-    def answer(
-        self, *output: Json, gate: threading.Event | None = None, cut: bool = False, **fields: Any
-    ) -> None:
+    def answer(self, *output: Json, gate: threading.Event | None = None, cut: bool = False, **fields: Any) -> None:
         """Scripts a response with these output items; `fields` replace those of a completed response."""
         self._script.put(Answer(response(*output, **fields), gate=gate, cut=cut))
 
