@@ -132,6 +132,20 @@ def _one_word_names(lines: list[str]) -> list[str]:
     return [line.replace("Travel desk", "Travel-desk") for line in lines]
 
 
+def test_streaming_shows_words_and_tools_as_they_come(tmp_path: Path) -> None:
+    assert run(tmp_path, "streaming", "stream.db") == [
+        "you> My name is Alice.",
+        "I |will |remember: |your |name |is |Alice.| [1 model calls]",
+        "you> How is the weather?",
+        "(calls get_weather)",
+        "(sunny in Nice)",
+        "get_weather |says: |sunny |in |Nice| [2 model calls]",
+        "you> What is my name?",
+        "Your |name |is |Alice.| [1 model calls]",
+    ]
+    assert stored(tmp_path / "stream.db") == 8
+
+
 def test_notebook_makes_plain_calls_under_a_running_loop_and_awaits_on_it_too(tmp_path: Path) -> None:
     expected = [
         "an event loop is running: True",

@@ -91,8 +91,8 @@ def test_every_error_that_a_caller_meets_is_explained() -> None:
     tree = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)}
     explained = set(re.findall(r"^\| `(\w+)`", SECTIONS["Errors"], re.MULTILINE))
     assert explained - tree == set()
-    # The two roots are named in the text; ConflictError is kept for writes that state what they expect.
-    assert tree - explained == {"AgentMemError", "RunError", "ConflictError", "CorruptItemWarning"}
+    # The root is named in the text; ConflictError is kept for writes that state what they expect.
+    assert tree - explained == {"AgentMemError", "ConflictError", "CorruptItemWarning"}
 
 
 def test_links_to_files_of_the_repository_lead_somewhere() -> None:
