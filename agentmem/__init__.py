@@ -6,14 +6,34 @@ The classes, by how you call them::
     plain       SQLiteSession        SessionStore        Runner.run_sync
 
 What each promises stands in its docstring, and all together in the README. Errors: ``agentmem.errors``.
+
+Each name is loaded when it is first used, so a program that only stores sessions does not load the Runner.
 """
 
-from .errors import AgentMemError
-from .replay import SessionSettings
-from .runner import Agent, RunConfig, RunContext, Runner, RunResult, RunStream, TextDelta, function_tool
-from .session import AsyncSession, AsyncSQLiteSession
-from .store import AsyncSessionStore
-from .sync import Session, SessionStore, SQLiteSession
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from . import errors as errors
+    from . import items as items
+    from . import runner as runner
+    from .errors import AgentMemError
+    from .replay import SessionSettings
+    from .runner import Agent, RunConfig, RunContext, Runner, RunResult, RunStream, TextDelta, function_tool
+    from .session import AsyncSession, AsyncSQLiteSession
+    from .store import AsyncSessionStore
+    from .sync import Session, SessionStore, SQLiteSession
+
+_HOMES = {
+    "errors": ("AgentMemError",),
+    "replay": ("SessionSettings",),
+    "runner": ("Agent", "RunConfig", "RunContext", "RunResult", "RunStream", "Runner", "TextDelta", "function_tool"),
+    "session": ("AsyncSQLiteSession", "AsyncSession"),
+    "store": ("AsyncSessionStore",),
+    "sync": ("SQLiteSession", "Session", "SessionStore"),
+}
+_MODULES = {"errors", "items", "runner"}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Agent",
@@ -33,3 +53,19 @@ __all__ = [
     "TextDelta",
     "function_tool",
 ]
+
+
+if not TYPE_CHECKING:  # a type checker would take any name for one that there is
+
+    def __getattr__(name: str) -> object:
+        if name in _MODULES:
+            return import_module(f".{name}", __name__)
+        if name not in _HOME_OF:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(f".{_HOME_OF[name]}", __name__), name)
+        globals()[name] = value  # so that this is asked once
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

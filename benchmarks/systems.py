@@ -151,7 +151,7 @@ class System(ABC):
 
 class AgentMem(System):
     title = "agentmem"
-    modules = ("agentmem",)
+    modules = ("agentmem", "agentmem.store", "agentmem.sync")  # the first loads the others when they are used
     packages = ("agentmem", "aiosqlite", "anyio", "pydantic")
 
     async def open(self) -> None:

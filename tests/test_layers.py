@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+import agentmem
+
 FLOORS = {
     "errors": 0,
     "items": 0,
@@ -134,8 +136,34 @@ def test_imports_that_go_down_or_along_are_fine(tmp_path: Path, file: str, sourc
     assert violations(tmp_path / "agentmem") == []
 
 
+def in_new_interpreter(code: str, folder: Path) -> str:
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
 def test_importing_agentmem_loads_nothing_that_a_session_does_not_need(tmp_path: Path) -> None:
     heavy = ["openai", "agents", "asyncpg", "fastapi", "click", "rich"]
-    script = f"import sys, agentmem; print([name for name in {heavy} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    loaded = f"print([name for name in {heavy} if name in sys.modules])"
+    assert in_new_interpreter(f"import sys; from agentmem import *; {loaded}", tmp_path) == "[]"
+
+
+def test_each_public_name_is_loaded_when_it_is_first_used(tmp_path: Path) -> None:
+    loaded = "print([name for name in ('pydantic', 'agentmem.session', 'agentmem.runner') if name in sys.modules])"
+    assert in_new_interpreter(f"import sys, agentmem; {loaded}", tmp_path) == "[]"
+    assert (
+        in_new_interpreter(f"import sys; from agentmem import SQLiteSession; {loaded}", tmp_path)
+        == "['pydantic', 'agentmem.session']"
+    )
+
+
+def test_errors_items_and_runner_are_attributes_of_the_package(tmp_path: Path) -> None:
+    code = "import agentmem; print(agentmem.errors.StorageError, agentmem.items.Item, agentmem.runner.Usage)"
+    assert in_new_interpreter(code, tmp_path).startswith("<class 'agentmem.errors.StorageError'>")
+
+
+def test_every_public_name_is_there_and_listed() -> None:
+    for name in agentmem.__all__:
+        assert getattr(agentmem, name).__name__ == name
+    assert set(agentmem.__all__) <= set(dir(agentmem))
+    with pytest.raises(AttributeError, match="'agentmem' has no attribute 'NoSuchName'"):
+        agentmem.NoSuchName  # type: ignore[attr-defined]  # noqa: B018  that is the point
