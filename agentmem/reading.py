@@ -96,7 +96,7 @@ class WindowReading(TailReading):
         # 64 tokens an item are only where the search begins; any number gives the same window.
         guesses = [SLICE_ROWS]
         if self._settings.limit is not None:
-            guesses.append(self._settings.limit + 8 if self._settings.limit else 0)
+            guesses.append(self._settings.limit + 4 if self._settings.limit else 0)
         if self._settings.max_turns is not None:
             guesses.append(self._settings.max_turns * 8)
         if self._settings.max_tokens is not None:

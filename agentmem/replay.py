@@ -98,7 +98,9 @@ def replay_window(items: Sequence[Item], settings: SessionSettings) -> list[Item
 def whole_exchanges(items: Sequence[Item]) -> list[Item]:
     """The items, oldest first, less every exchange that is not complete."""
     exchanges = _exchanges(items, whole=True)
-    return [item for item, exchange in zip(items, exchanges, strict=True) if not exchange.incomplete]
+    return [
+        item for item, exchange in zip(items, exchanges, strict=True) if exchange is None or not exchange.incomplete
+    ]
 
 
 def is_output(item: Item) -> bool:
@@ -121,6 +123,7 @@ def settle_window(items: Sequence[Item], settings: SessionSettings, *, whole: bo
         whole: whether `items` reach back to the beginning of the history.
     """
     exchanges = _exchanges(items, whole=whole)
+    limit, max_turns, max_tokens = settings.limit, settings.max_turns, settings.max_tokens
     count_tokens = settings.count_tokens or estimate_tokens
     taken: list[int] = []  # indexes, newest first
     valid = 0  # how many of them form the longest window found so far
@@ -130,25 +133,32 @@ def settle_window(items: Sequence[Item], settings: SessionSettings, *, whole: bo
     # All caps only grow tighter as the window grows, so the first item that breaks one ends the search.
     for index in range(len(items) - 1, -1, -1):
         exchange = exchanges[index]
-        if settings.limit is not None and len(taken) >= settings.limit:
+        if limit is not None and len(taken) >= limit:
             break
-        if new_turn and settings.max_turns is not None and turns >= settings.max_turns:
+        if max_turns is not None and new_turn and turns >= max_turns:
             break
-        if not exchange.incomplete:
-            if exchange.unsettled:
+        if exchange is None or not exchange.incomplete:
+            if exchange is not None and exchange.unsettled:
                 return None
-            tokens += _tokens(items[index], count_tokens) if settings.max_tokens is not None else 0
-            if settings.max_tokens is not None and tokens > settings.max_tokens:
-                break
+            if max_tokens is not None:
+                tokens += _tokens(items[index], count_tokens)
+                if tokens > max_tokens:
+                    break
             turns += new_turn
             new_turn = False
             taken.append(index)
-            awaited += -1 if exchange.entered else len(exchange.members) - 1
-            exchange.entered = True
+            if exchange is not None:
+                awaited += -1 if exchange.entered else len(exchange.members) - 1
+                exchange.entered = True
             if not awaited:
                 valid = len(taken)
         # Turns are those of the history as it is stored, whatever was dropped from it.
-        if index and is_input_message(items[index]) and not is_input_message(items[index - 1]):
+        if (
+            max_turns is not None
+            and index
+            and is_input_message(items[index])
+            and not is_input_message(items[index - 1])
+        ):
             new_turn = True
     else:
         if not whole:
@@ -182,9 +192,9 @@ class _Exchange:
         self.entered = False
 
 
-def _exchanges(items: Sequence[Item], *, whole: bool) -> list[_Exchange]:
-    """The exchange of each item; most are of one item and complete."""
-    exchanges = [_Exchange(index) for index in range(len(items))]
+def _exchanges(items: Sequence[Item], *, whole: bool) -> list[_Exchange | None]:
+    """The exchange of each item; None for one that is valid by itself, as most are."""
+    exchanges: list[_Exchange | None] = [None] * len(items)
     unanswered: dict[tuple[str, str], list[int]] = {}
     reasoning: int | None = None  # the one that waits for the item that it led to
     for index, item in enumerate(items):
@@ -193,7 +203,7 @@ def _exchanges(items: Sequence[Item], *, whole: bool) -> list[_Exchange]:
             if _is_from_model(item):
                 _join(exchanges, reasoning, index)
             else:
-                exchanges[reasoning].incomplete = True
+                _exchange(exchanges, reasoning).incomplete = True
         reasoning = index if kind == "reasoning" else None
         if kind in _CALLS:
             program = _program_id(item)
@@ -206,25 +216,36 @@ def _exchanges(items: Sequence[Item], *, whole: bool) -> list[_Exchange]:
             calls = unanswered.get((OUTPUT_OF[kind], _call_id(item)))
             _join_or_mark(exchanges, calls.pop() if calls else None, index, whole)
     if reasoning is not None:
-        exchanges[reasoning].incomplete = True
+        _exchange(exchanges, reasoning).incomplete = True
     # Outputs come after their calls, and the end of the history is known: these will not be answered.
     for calls in unanswered.values():
         for index in calls:
-            exchanges[index].incomplete = True
+            _exchange(exchanges, index).incomplete = True
     return exchanges
 
 
-def _join_or_mark(exchanges: list[_Exchange], first: int | None, second: int, whole: bool) -> None:
+def _exchange(exchanges: list[_Exchange | None], index: int) -> _Exchange:
+    exchange = exchanges[index]
+    if exchange is None:
+        exchange = exchanges[index] = _Exchange(index)
+    return exchange
+
+
+def _join_or_mark(exchanges: list[_Exchange | None], first: int | None, second: int, whole: bool) -> None:
     if first is not None:
         _join(exchanges, first, second)
     elif whole:
-        exchanges[second].incomplete = True
+        _exchange(exchanges, second).incomplete = True
     else:
-        exchanges[second].unsettled = True
+        _exchange(exchanges, second).unsettled = True
 
 
-def _join(exchanges: list[_Exchange], first: int, second: int) -> None:
-    kept, merged = exchanges[first], exchanges[second]
+def _join(exchanges: list[_Exchange | None], first: int, second: int) -> None:
+    kept, merged = _exchange(exchanges, first), exchanges[second]
+    if merged is None:  # the usual case
+        kept.members.append(second)
+        exchanges[second] = kept
+        return
     if kept is merged:
         return
     if len(kept.members) < len(merged.members):
