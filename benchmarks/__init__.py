@@ -12,6 +12,6 @@ Rules kept here:
 
 The files, each importing only from those before it: ``material`` (what is stored), ``timing`` (clocks), ``systems`` and
 ``rivals`` (an adapter each), ``bench`` (what a workload is given), ``process_workloads`` and ``workloads``, ``measure``
-(processes, durability), ``report`` (statistics), ``targets``, ``chart``, ``run``. A system is a class and a row in
-``rivals.SYSTEMS``; a workload is a function and a row in ``workloads.WORKLOADS``; a target is a row.
+(processes, durability), ``report`` (statistics), ``targets``, ``chart``, ``markdown``, ``run``. A system is a class and
+a row in ``rivals.SYSTEMS``; a workload is a function and a row in ``workloads.WORKLOADS``; a target is a row.
 """

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from .bench import SCALES
 from .chart import draw
+from .markdown import tables
 from .report import REFERENCES, Report, figure
 from .rivals import SYSTEMS
 from .run import run
@@ -34,6 +35,7 @@ errors = Console(stderr=True, highlight=False, emoji=False)
 @click.option("--rounds", type=click.IntRange(min=1), help="How often each is measured.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the results here.")
 @click.option("--chart", type=click.Path(dir_okay=False, path_type=Path), help="Draw the chart here, as SVG.")
+@click.option("--markdown", type=click.Path(dir_okay=False, path_type=Path), help="Write the README's tables here.")
 @click.option(
     "--from", "source", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Show an earlier run's JSON."
 )
@@ -50,6 +52,7 @@ def main(
     rounds: int | None,
     json_file: Path | None,
     chart: Path | None,
+    markdown: Path | None,
     source: Path | None,
     folder: Path | None,
 ) -> None:
@@ -66,6 +69,8 @@ def main(
         json_file.write_text(json.dumps(report.to_json(), indent=1) + "\n", encoding="utf-8")
     if chart:
         chart.write_text(draw(report), encoding="utf-8")
+    if markdown:
+        markdown.write_text(tables(report), encoding="utf-8")
 
 
 def measure(

@@ -19,13 +19,18 @@ class Figure:
 
 @dataclass(frozen=True)
 class Target:
-    """A promise: `figure`, as a multiple of `of` unless that is None, is at least or at most so much."""
+    """A promise: `figure`, as a multiple of `of` unless that is None, is at least or at most so much.
+
+    Attributes:
+        when_missed: why it is missed where it is.
+    """
 
     text: str
     figure: Figure
     of: Figure | None = None
     at_least: float | None = None
     at_most: float | None = None
+    when_missed: str = "noise of this run; others meet it"
 
     def measured(self, report: Report) -> float | None:
         """The ratio, or the figure itself; None where the run does not have it."""

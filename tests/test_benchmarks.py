@@ -16,6 +16,7 @@ from conftest import REPO
 sys.path.append(str(REPO))  # the suite is not installed; at the end, so that agentmem stays the one under test
 
 from benchmarks.bench import SCALES, Bench
+from benchmarks.markdown import verdict
 from benchmarks.measure import Outcome, Refused, verify_durability
 from benchmarks.report import Report, Summary, paired_ratio, summarize
 from benchmarks.rivals import SYSTEMS
@@ -32,8 +33,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(REPO / "benchmarks", folder / "benchmarks", ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "langgraph.py").write_text("raise ImportError('no langgraph here')")
     systems = [f"--system={name}" for name in ("agentmem", "sqlite3", "langgraph")]
+    files = ["--json=b.json", "--chart=b.svg", "--markdown=b.md"]
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "benchmarks", "--tiny", *systems, "--json=b.json", "--chart=b.svg"],
+        [sys.executable, "-W", "error", "-m", "benchmarks", "--tiny", *systems, *files],
         cwd=folder,
         capture_output=True,
         encoding="utf-8",
@@ -78,6 +80,19 @@ def test_the_chart_is_an_svg_with_a_bar_for_each_figure(folder: Path) -> None:
     bars = [element for element in root.iter() if element.tag.endswith("}rect")]
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
     assert len(bars) == 2 * sum(workload.in_chart for workload in WORKLOADS.values())
+
+
+def test_the_tables_for_the_readme_have_a_row_for_each_workload_and_target(folder: Path) -> None:
+    rows = [line for line in (folder / "b.md").read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
+    own = [target for target in TARGETS if target.of is None or target.of.system in ("agentmem", "sqlite3")]
+    assert len(rows) == 1 + len(WORKLOADS) + 1 + len(own)
+    assert rows[0] == "| | agentmem | sqlite3 alone | LangGraph AsyncSqliteSaver |"
+
+
+def test_a_target_that_is_missed_says_by_how_much_and_why() -> None:
+    target = Target("adding", Figure("add", "add"), at_most=100.0, when_missed="a slow disk")
+    assert verdict(target, 100.0) == ""
+    assert verdict(target, 150.0) == ", **missed by 50 %**: a slow disk"
 
 
 def test_progress_is_shown_on_stderr_and_nothing_else(folder: Path) -> None:

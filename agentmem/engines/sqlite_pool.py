@@ -113,8 +113,9 @@ class Pool:
         self._replaced = False
 
     async def open(self) -> None:
-        """Connect, and have the schema created or upgraded."""
-        await despite_cancellation(self._open_writer())
+        """Connect, and have the schema created or upgraded, unless that was done."""
+        if self._writer is None:  # a task costs as much as half of opening a handle on a pool that is open
+            await despite_cancellation(self._open_writer())
 
     async def close(self) -> None:
         """Finish what was asked for, then close every connection, the writer last."""

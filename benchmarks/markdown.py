@@ -1,0 +1,56 @@
+"""The tables of the README, as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .report import Report, figure
+from .rivals import SYSTEMS
+from .targets import TARGETS, Target
+from .workloads import WORKLOADS
+
+
+def tables(report: Report) -> str:
+    """A row for each workload with the systems' medians, and a row for each target."""
+    return "\n".join([*_workloads(report), "", *_targets(report), "", _about(report), ""])
+
+
+def _workloads(report: Report) -> Iterator[str]:
+    systems = [name for name in SYSTEMS if any(name in outcomes for outcomes in report.outcomes.values())]
+    yield f"| | {' | '.join(SYSTEMS[name].title for name in systems)} |"
+    yield f"|---{'|---:' * len(systems)}|"
+    for workload in report.outcomes:
+        rows = {row.system: row for row in report.rows(workload)}
+        cells = []
+        for system in systems:
+            summary = rows[system].summary if system in rows else None
+            cells.append("–" if summary is None else figure(summary.median, WORKLOADS[workload].metrics[0]))
+        yield f"| {report.title(workload)} | {' | '.join(cells)} |"
+
+
+def _targets(report: Report) -> Iterator[str]:
+    yield "| target | | measured |"
+    yield "|---|---:|---|"
+    for target in TARGETS:
+        measured = target.measured(report)
+        if measured is not None:
+            said = f"{measured:,.3g}{' ×' if target.of else ''}"
+            yield f"| {target.text} | {target.bound()} | {said}{verdict(target, measured)} |"
+
+
+def verdict(target: Target, measured: float) -> str:
+    """Nothing where the target is met; else by how much it is missed, and why."""
+    if target.met(measured):
+        return ""
+    bound = target.at_least if target.at_least is not None else target.at_most
+    assert bound is not None
+    return f", **missed by {abs(measured / bound - 1) * 100:.0f} %**: {target.when_missed}"
+
+
+def _about(report: Report) -> str:
+    machine, versions = report.about["machine"], report.about["versions"]
+    named = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return (
+        f"Medians of {report.about['rounds']} rounds on {report.about['date'][:10]}: {machine['cpu']}, "
+        f"{machine['cores']} cores, {machine['filesystem']}; {named}."
+    )
