@@ -20,16 +20,13 @@ from types import TracebackType
 from typing import Literal, TypeVar
 
 from .engines import open_engine
-from .engines.base import Engine
+from .engines.base import MAX_SESSION_ID_BYTES, Engine
 from .errors import CorruptItemWarning, SessionClosedError
 from .items import Item, encode_items
 from .reading import TailReading, WindowReading
 from .replay import SessionSettings
 
 SelfT = TypeVar("SelfT", bound="AsyncSession")
-
-MAX_SESSION_ID_BYTES = 1024
-"""Longest session id in UTF-8; what every database can index (PostgreSQL's limit is about 2,700)."""
 
 
 class AsyncSession:

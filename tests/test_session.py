@@ -14,11 +14,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from agentmem import AsyncSession, AsyncSQLiteSession, SessionSettings
-from agentmem.engines.base import Engine
+from agentmem.engines.base import MAX_SESSION_ID_BYTES, Engine
 from agentmem.errors import CorruptItemWarning, InvalidItemError, SessionClosedError
 from agentmem.items import Item
 from agentmem.replay import replay_window
-from agentmem.session import MAX_SESSION_ID_BYTES
 
 pytestmark = pytest.mark.anyio
 

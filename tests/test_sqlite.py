@@ -19,9 +19,9 @@ import pytest
 from processes import Child, files
 
 from agentmem import AsyncSessionStore, AsyncSQLiteSession
-from agentmem.engines import sqlite as engine
 from agentmem.engines import sqlite_link
-from agentmem.engines.sqlite import APPLICATION_ID, ERRORS, SCHEMA_VERSION, SQLiteEngine, map_error
+from agentmem.engines.sqlite import APPLICATION_ID, SCHEMA_VERSION, SQLiteEngine
+from agentmem.engines.sqlite_errors import ERRORS, map_error, primary_code
 from agentmem.engines.sqlite_link import WorkerConnection
 from agentmem.errors import (
     CorruptItemWarning,
@@ -554,7 +554,7 @@ def test_an_error_is_told_by_its_text_just_as_by_its_code(path: Path) -> None:
     kinds = set()
     for error in errors:
         as_in_3_10 = sqlite3.OperationalError(str(error))
-        assert engine._primary_code(as_in_3_10) in ERRORS
+        assert primary_code(as_in_3_10) in ERRORS
         code: int | None = getattr(error, "sqlite_errorcode", None)
         if code is not None:
             kinds.add(code & 0xFF)

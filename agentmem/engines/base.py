@@ -19,6 +19,9 @@ from typing import Protocol, TypeVar
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
+MAX_SESSION_ID_BYTES = 1024
+"""Longest session id in UTF-8; what every database can index (PostgreSQL's limit is about 2,700)."""
+
 
 class Reading(Protocol[T_co]):
     """Says, slice by slice, how much of a session a read takes; see ``agentmem.reading``."""

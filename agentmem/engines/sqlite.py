@@ -1,4 +1,4 @@
-"""Sessions in an SQLite file: the schema, the SQL, and the table that maps SQLite's errors.
+"""Sessions in an SQLite file: the schema and the SQL.
 
 Rules kept here:
 
@@ -22,18 +22,12 @@ from collections import deque
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby
-from typing import Any, Literal, NamedTuple, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
-from ..errors import (
-    SchemaVersionError,
-    SessionClosedError,
-    StorageBusyError,
-    StorageCorruptError,
-    StorageError,
-    StorageFullError,
-)
+from ..errors import SchemaVersionError, SessionClosedError, StorageError
 from .base import Engine, Reading
 from .batching import Job, despite_cancellation
+from .sqlite_errors import BUSY, map_error, primary_code
 from .sqlite_link import MEMORY, WorkerConnection
 from .sqlite_pool import Database, MemoryLink, Pool, lease, release
 
@@ -234,7 +228,7 @@ def _switch_to_wal(raw: WorkerConnection, path: str, deadline: float) -> None:
         except sqlite3.OperationalError as error:
             # Processes that open a new file together get this at once, without SQLite's own waiting, because
             # two that wait for each other's lock would never go on.
-            if _primary_code(error) != _BUSY or time.monotonic() >= deadline:
+            if primary_code(error) != BUSY or time.monotonic() >= deadline:
                 raise
             time.sleep(0.005)
         else:
@@ -284,7 +278,7 @@ def _write(raw: WorkerConnection, jobs: list[Job[Any]]) -> None:
         try:
             results = _write_together(raw, [job.work for job in group])
         except Exception as error:
-            if isinstance(error, sqlite3.Error) and _primary_code(error) == _BUSY:
+            if isinstance(error, sqlite3.Error) and primary_code(error) == BUSY:
                 for job in chain(group, *groups):  # each group would wait for the same lock, one after the other
                     job.error = error
                 return
@@ -417,72 +411,3 @@ def _feed(raw: WorkerConnection, session_id: str, reading: Reading[Any]) -> None
             wanted = reading.feed(rows, at_start=len(rows) < wanted)
     finally:
         cursor.close()  # ends the statement, and with it the read transaction
-
-
-class _Meaning(NamedTuple):
-    text: str
-    error: type[StorageError]
-    advice: str
-
-
-_BUSY = 5
-ERRORS = {
-    1: _Meaning("SQL logic error", StorageError, "its tables are not as agentmem made them; restore a backup"),
-    2: _Meaning("internal logic error", StorageError, "a defect in SQLite; upgrade it"),
-    3: _Meaning("access permission denied", StorageError, "check the file's permissions"),
-    4: _Meaning("query aborted", StorageError, "nothing was written; try again"),
-    _BUSY: _Meaning(
-        "database is locked",
-        StorageBusyError,
-        "another process is writing; nothing was written here, try again or raise busy_timeout_s",
-    ),
-    6: _Meaning("database table is locked", StorageBusyError, "nothing was written; try again"),
-    7: _Meaning("out of memory", StorageError, "nothing was written; free memory and try again"),
-    8: _Meaning(
-        "attempt to write a readonly database", StorageError, "make the file and its folder writable for this user"
-    ),
-    9: _Meaning("interrupted", StorageError, "nothing was written; try again"),
-    10: _Meaning("disk I/O error", StorageError, "check the disk and its free space; nothing was written"),
-    11: _Meaning(
-        "database disk image is malformed",
-        StorageCorruptError,
-        "copy the file away as it is, then restore a backup or try the sqlite3 shell's .recover",
-    ),
-    12: _Meaning("unknown operation", StorageError, "a defect in agentmem; please report it"),
-    13: _Meaning("database or disk is full", StorageFullError, "nothing was written; make room and try again"),
-    14: _Meaning(
-        "unable to open database file", StorageError, "check that it is a file, and its and its folder's permissions"
-    ),
-    15: _Meaning("locking protocol", StorageBusyError, "too many processes open the file at once; try again"),
-    16: _Meaning("table contains no data", StorageError, "a defect in SQLite; upgrade it"),
-    17: _Meaning("database schema has changed", StorageBusyError, "nothing was written; try again"),
-    18: _Meaning("string or blob too big", StorageError, "SQLite stores up to 1,000,000,000 bytes; split the item"),
-    19: _Meaning(
-        "constraint failed",
-        StorageCorruptError,
-        "positions and rows do not fit together; copy the file away and restore a backup",
-    ),
-    20: _Meaning("datatype mismatch", StorageCorruptError, "its tables are not as agentmem made them"),
-    21: _Meaning("bad parameter or other API misuse", StorageError, "a defect in agentmem; please report it"),
-    22: _Meaning("large file support is disabled", StorageError, "the file has outgrown this system"),
-    23: _Meaning("authorization denied", StorageError, "a defect in agentmem; please report it"),
-    24: _Meaning("auxiliary database format error", StorageCorruptError, "restore a backup"),
-    25: _Meaning("column index out of range", StorageError, "a defect in agentmem; please report it"),
-    26: _Meaning("file is not a database", StorageCorruptError, "check the path: agentmem leaves the file as it is"),
-}
-"""SQLite's primary result codes that are errors (sqlite.org/rescode.html), with the text that it gives them,
-by which Python 3.10 tells them apart, and what they mean for a caller."""
-
-
-def map_error(error: sqlite3.Error, path: str, session_id: str | None = None) -> StorageError:
-    """agentmem's error for SQLite's."""
-    meaning = ERRORS.get(_primary_code(error), _Meaning("", StorageError, "see the cause above"))
-    subject = f"{path}: " if session_id is None else f"session {session_id[:80]!r} in {path}: "
-    return meaning.error(f"{subject}{error}; {meaning.advice}")
-
-
-def _primary_code(error: sqlite3.Error) -> int:
-    code: int | None = getattr(error, "sqlite_errorcode", None)  # from Python 3.11 on
-    if code is not None:
-        return code & 0xFF
-    return next((code for code, meaning in ERRORS.items() if meaning.text in str(error)), 1)
