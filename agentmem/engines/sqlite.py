@@ -8,6 +8,8 @@ Rules kept here:
 - A group of writes is one transaction. When it fails, each write is tried in a transaction of its own, so
   that one that cannot succeed fails alone; only a lock held by somebody else fails all of them at once.
   A pop is always a transaction of its own, because what it reads with can be fed but once.
+- An engine that takes over the Agents SDK's history has that done before its first read and inside its first write on
+  each pool (see ``sqlite_takeover``); a file of the SDK's gets agentmem's tables in the same transaction.
 - ``PRAGMA application_id`` and ``user_version`` tell agentmem's files from others and older from newer ones.
 - Names and ids are bound as parameters, never formatted into SQL.
 """
@@ -18,15 +20,19 @@ import asyncio
 import os
 import sqlite3
 import time
+import warnings
 from collections import deque
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, ClassVar, Literal, TypeVar, cast
+from weakref import WeakSet
 
 from ..errors import SchemaVersionError, SessionClosedError, StorageError
+from . import sqlite_takeover as takeover
 from .base import Engine, Reading
 from .batching import Job, despite_cancellation
+from .sdk_tables import SDKTables, holds_sdk_tables, is_sdk_file
 from .sqlite_errors import BUSY, map_error, primary_code
 from .sqlite_link import MEMORY, WorkerConnection
 from .sqlite_pool import Database, MemoryLink, Pool, lease, release
@@ -54,6 +60,7 @@ _SCHEMA = (
         item TEXT NOT NULL  -- JSON
     )
     """,
+    takeover.SCHEMA,
     # For people with the sqlite3 shell; agentmem reads the tables.
     """
     CREATE VIEW agentmem_history AS
@@ -79,6 +86,8 @@ class SQLiteEngine(Engine):
         durability: "full" flushes every commit to the disk before the call returns; "normal" leaves that to
             the next checkpoint, so that a power cut, though no crash of the process, can take the newest
             commits (sqlite.org/pragma.html#pragma_synchronous).
+        takes_over: the tables of the Agents SDK's whose history this file goes on with; None takes nothing over, and
+            refuses a file that the SDK wrote.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range.
@@ -90,6 +99,7 @@ class SQLiteEngine(Engine):
         *,
         busy_timeout_s: float = 5.0,
         durability: Literal["full", "normal"] = "full",
+        takes_over: SDKTables | None = None,
     ) -> None:
         if not 0 <= busy_timeout_s < float("inf"):
             raise ValueError(f"busy_timeout_s is a number of seconds, 0 or more, got {busy_timeout_s!r}")
@@ -100,9 +110,11 @@ class SQLiteEngine(Engine):
         self.key: Hashable = ("sqlite", id(self) if in_memory else os.path.realpath(self.name))
         self._busy_timeout_s = busy_timeout_s
         self._durability = durability
+        self._takes_over = takes_over
+        self._caught_up: WeakSet[Pool] = WeakSet()
         self._database = Database(
             path=self.name if in_memory else os.path.realpath(self.name),
-            key=(self.key, busy_timeout_s, durability),
+            key=(self.key, busy_timeout_s, durability, takes_over is not None),
             busy_timeout_s=busy_timeout_s,
             prepare_writer=self._prepare_writer,
             prepare_reader=_prepare_reader,
@@ -117,6 +129,7 @@ class SQLiteEngine(Engine):
         pool = self._pool()
         try:
             await pool.open()
+            await self._catch_up()
         except BaseException as error:
             # Nobody closes what ``async with`` could not open; a later call leases again.
             if self._leases.get(pool.loop) is pool:
@@ -131,6 +144,7 @@ class SQLiteEngine(Engine):
             await self._write(Append(session_id, rows))
 
     async def read(self, session_id: str, reading: Reading[T]) -> T:
+        await self._catch_up()
         job = await self._pool().reads.submit(Read(session_id, reading))
         return cast(T, self._outcome(job))
 
@@ -139,6 +153,22 @@ class SQLiteEngine(Engine):
 
     async def clear(self, session_id: str) -> None:
         await self._write(Clear(session_id))
+
+    async def take_over(self, tables: SDKTables) -> takeover.Takeover:
+        """Take over what is new in the SDK's tables in this file, and say what was taken before.
+
+        Raises:
+            StorageError: nothing was taken over.
+        """
+        return cast(takeover.Takeover, await self._write(Import(tables)))
+
+    async def import_from(self, path: str, tables: SDKTables) -> takeover.Takeover:
+        """The same from another file, which is only read. `path` is absolute and without links.
+
+        Raises:
+            StorageError: nothing was taken over.
+        """
+        return cast(takeover.Takeover, await self._write(Import(tables, path)))
 
     async def close(self) -> None:
         self._closed = True
@@ -167,8 +197,30 @@ class SQLiteEngine(Engine):
             pool = self._leases[loop] = lease(self._database)
         return pool
 
-    async def _write(self, work: Append | Pop | Clear) -> object:
-        return self._outcome(await self._pool().writes.submit(work))
+    async def _write(self, work: Append | Pop | Clear | Import) -> object:
+        pool = self._pool()
+        if self._takes_over is None or isinstance(work, Import) or pool in self._caught_up:
+            return self._outcome(await pool.writes.submit(work))
+        return await self._write_first(pool, TakeOver(self._takes_over, work))
+
+    async def _catch_up(self) -> None:
+        """Have what is new of the SDK's taken over, once on each pool; writes do it by themselves."""
+        if self._takes_over is None or (pool := self._pool()) in self._caught_up:
+            return
+        if self._outcome(await pool.reads.submit(IsBehind(self._takes_over))):
+            await self._write_first(pool, TakeOver(self._takes_over))
+        self._caught_up.add(pool)
+
+    async def _write_first(self, pool: Pool, work: TakeOver) -> object:
+        done, result = cast("tuple[takeover.Takeover, object]", self._outcome(await pool.writes.submit(work)))
+        self._caught_up.add(pool)
+        if done.skipped:
+            warnings.warn(
+                f"{self.name}: {len(done.skipped)} sessions of the Agents SDK's have ids that agentmem refuses, and "
+                f"stay with the SDK: {', '.join(done.skipped[:10])}",
+                stacklevel=2,
+            )
+        return result
 
     def _outcome(self, job: Job[Any]) -> object:
         if job.error is None:
@@ -180,11 +232,12 @@ class SQLiteEngine(Engine):
     def _prepare_writer(self, raw: WorkerConnection) -> None:
         raw.is_writer = True
         if not raw.in_memory:
-            _refuse_foreign(raw, self.name)
+            _refuse_foreign(raw, self.name, self._takes_over)
             _switch_to_wal(raw, self.name, time.monotonic() + self._busy_timeout_s)
         raw.execute(f"PRAGMA synchronous = {'FULL' if self._durability == 'full' else 'NORMAL'}")
         raw.execute("PRAGMA fullfsync = ON")  # macOS: fsync() alone leaves the data in the drive's cache
-        _create_or_upgrade(raw, self.name)
+        if self._takes_over is None or not is_sdk_file(raw):  # else with the takeover, in one transaction
+            _create_or_upgrade(raw, self.name, self._takes_over)
 
 
 def _path(db: str | os.PathLike[str]) -> str:
@@ -204,7 +257,7 @@ def _prepare_reader(raw: WorkerConnection) -> None:
     raw.execute("PRAGMA wal_autocheckpoint = 0")
 
 
-def _refuse_foreign(raw: WorkerConnection, path: str) -> None:
+def _refuse_foreign(raw: WorkerConnection, path: str, takes_over: SDKTables | None) -> None:
     """Leave other programs' databases and newer versions' files exactly as they are."""
     application_id, version, tables = raw.execute(
         """
@@ -217,8 +270,17 @@ def _refuse_foreign(raw: WorkerConnection, path: str) -> None:
             raise SchemaVersionError(
                 f"{path} has schema version {version}, this agentmem knows up to {SCHEMA_VERSION}; upgrade agentmem"
             )
+    elif is_sdk_file(raw):
+        if takes_over is None:
+            raise StorageError(
+                f"{path} was written by the Agents SDK. To go on with its history, import SQLiteSession or "
+                "AsyncSQLiteSession from agentmem.integrations.openai_agents, or run: agentmem import-sdk FILE"
+            )
     elif tables or application_id or version:
-        raise StorageError(f"{path} is another program's database; give agentmem a file of its own")
+        raise StorageError(
+            f"{path} is another program's database; give agentmem a file of its own"
+            + (" (agentmem import-sdk FILE --into NEW copies the Agents SDK's history)" * holds_sdk_tables(raw))
+        )
 
 
 def _switch_to_wal(raw: WorkerConnection, path: str, deadline: float) -> None:
@@ -237,19 +299,23 @@ def _switch_to_wal(raw: WorkerConnection, path: str, deadline: float) -> None:
             return
 
 
-def _create_or_upgrade(raw: WorkerConnection, path: str) -> None:
+def _create_or_upgrade(raw: WorkerConnection, path: str, takes_over: SDKTables | None) -> None:
     (version,) = raw.execute("PRAGMA user_version").fetchone()
     if version == SCHEMA_VERSION:
         return
     with _Transaction(raw):
         # Looked at again under the lock: another process may have created it meanwhile.
-        _refuse_foreign(raw, path)
-        (version,) = raw.execute("PRAGMA user_version").fetchone()
-        if version == 0:
-            for statement in _SCHEMA:
-                raw.execute(statement)
-            raw.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            raw.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        _refuse_foreign(raw, path, takes_over)
+        _create(raw)
+
+
+def _create(raw: WorkerConnection) -> None:
+    """Make agentmem's tables, if there are none."""
+    if raw.execute("PRAGMA user_version").fetchone() == (0,):
+        for statement in _SCHEMA:
+            raw.execute(statement)
+        raw.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        raw.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 
 class _Transaction:
@@ -292,14 +358,14 @@ def _write(raw: WorkerConnection, jobs: list[Job[Any]]) -> None:
 
 
 def _groups(jobs: list[Job[Any]]) -> Iterator[list[Job[Any]]]:
-    for are_pops, group in groupby(jobs, lambda job: isinstance(job.work, Pop)):
-        if are_pops:
+    for are_alone, group in groupby(jobs, lambda job: bool(job.work.alone)):
+        if are_alone:
             yield from ([job] for job in group)
         else:
             yield list(group)
 
 
-def _write_together(raw: WorkerConnection, works: list[Append | Pop | Clear]) -> list[object]:
+def _write_together(raw: WorkerConnection, works: list[Write]) -> list[object]:
     now = time.time()
     with _Transaction(raw):
         return [work.apply(raw, now) for work in works]
@@ -309,6 +375,7 @@ def _write_together(raw: WorkerConnection, works: list[Append | Pop | Clear]) ->
 class Append:
     """Append rows to a session; the first append creates it."""
 
+    alone: ClassVar[bool] = False
     session_id: str
     rows: Sequence[str]
 
@@ -337,6 +404,7 @@ class Append:
 class Pop:
     """Read, and remove the rows from the oldest one read on."""
 
+    alone: ClassVar[bool] = True
     session_id: str
     reading: Reading[Any]
 
@@ -354,6 +422,7 @@ class Pop:
 class Clear:
     """Remove a session."""
 
+    alone: ClassVar[bool] = False
     session_id: str
 
     def apply(self, raw: WorkerConnection, now: float) -> None:
@@ -364,11 +433,66 @@ class Clear:
 
 
 @dataclass(frozen=True, slots=True)
+class Import:
+    """Take over by hand: from this file's SDK tables, or from another file's."""
+
+    alone: ClassVar[bool] = True
+    session_id: ClassVar[None] = None
+    tables: SDKTables
+    path: str | None = None
+
+    def apply(self, raw: WorkerConnection, now: float) -> takeover.Takeover:
+        _create(raw)
+        if self.path is None:
+            return takeover.take_over_and_count(raw, self.tables, now)
+        return takeover.import_from(raw, self.path, self.tables, now)
+
+
+@dataclass(frozen=True, slots=True)
+class TakeOver:
+    """Take over what is new in the SDK's tables, then do a write that waits for it; both or none."""
+
+    tables: SDKTables
+    write: Append | Pop | Clear | None = None
+
+    @property
+    def alone(self) -> bool:
+        return self.write is not None and self.write.alone
+
+    @property
+    def session_id(self) -> str | None:
+        return None if self.write is None else self.write.session_id
+
+    def apply(self, raw: WorkerConnection, now: float) -> tuple[takeover.Takeover, object]:
+        _create(raw)
+        done = takeover.take_over(raw, self.tables, now)
+        return done, None if self.write is None else self.write.apply(raw, now)
+
+
+Write = Append | Pop | Clear | Import | TakeOver
+
+
+@dataclass(frozen=True, slots=True)
 class Read:
     """Feed a session's rows to a reading."""
 
     session_id: str
     reading: Reading[Any]
+
+    def apply(self, raw: WorkerConnection) -> object:
+        _feed(raw, self.session_id, self.reading)
+        return self.reading.result()
+
+
+@dataclass(frozen=True, slots=True)
+class IsBehind:
+    """Ask whether a takeover has something to do."""
+
+    session_id: ClassVar[None] = None
+    tables: SDKTables
+
+    def apply(self, raw: WorkerConnection) -> bool:
+        return takeover.is_behind(raw, self.tables)
 
 
 def _session_key(raw: WorkerConnection, session_id: str) -> int | None:
@@ -394,8 +518,7 @@ def _read(raw: WorkerConnection, jobs: list[Job[Any]]) -> None:
     """Serve a batch of reads; each is one statement, so it sees one state of the database."""
     for job in jobs:
         try:
-            _feed(raw, job.work.session_id, job.work.reading)
-            job.result = job.work.reading.result()
+            job.result = job.work.apply(raw)
         except Exception as error:
             job.error = error
 
