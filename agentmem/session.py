@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
+from functools import wraps
 from types import TracebackType
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 from .engines import open_engine
 from .engines.base import MAX_SESSION_ID_BYTES, Engine
@@ -27,6 +28,7 @@ from .reading import TailReading, WindowReading
 from .replay import SessionSettings
 
 SelfT = TypeVar("SelfT", bound="AsyncSession")
+InitT = TypeVar("InitT", bound=Callable[..., None])
 
 
 class AsyncSession:
@@ -192,6 +194,26 @@ class AsyncSession:
             )
 
 
+def session_id_by_keyword(init: InitT) -> InitT:
+    """Have a constructor say how it is called where it is called like the Agents SDK's, whose session id comes first.
+
+    Two bare strings do not tell which of them is the file: guessing would make a file of a user's name.
+    """
+
+    @wraps(init)
+    def checked(self: object, *args: Any, **kwargs: Any) -> None:
+        if len(args) > 1 or "session_id" not in kwargs or "db_path" in kwargs:
+            name = type(self).__name__
+            raise TypeError(
+                f'agentmem\'s {name} takes the database, and the session id by keyword: {name}("conversations.db", '
+                f'session_id="user_123"). The Agents SDK\'s form, {name}("user_123", "conversations.db"), is that of '
+                f"the class that this imports: from agentmem.integrations.openai_agents import {name}"
+            )
+        init(self, *args, **kwargs)
+
+    return cast(InitT, checked)
+
+
 class AsyncSQLiteSession(AsyncSession):
     """One conversation in an SQLite file. All handles on a file share one pool of connections.
 
@@ -211,6 +233,7 @@ class AsyncSQLiteSession(AsyncSession):
 
     __slots__ = ()
 
+    @session_id_by_keyword
     def __init__(
         self,
         db: str | os.PathLike[str],

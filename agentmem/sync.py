@@ -27,7 +27,7 @@ from anyio.from_thread import start_blocking_portal
 from .engines.lifecycle import around_fork, watch, when_program_ends
 from .items import Item
 from .replay import SessionSettings
-from .session import AsyncSession, AsyncSQLiteSession
+from .session import AsyncSession, AsyncSQLiteSession, session_id_by_keyword
 from .store import AsyncSessionStore
 
 P = ParamSpec("P")
@@ -163,6 +163,7 @@ class SQLiteSession(Session):
     __slots__ = ()
     __doc__ = AsyncSQLiteSession.__doc__
 
+    @session_id_by_keyword
     def __init__(
         self,
         db: str | os.PathLike[str],
