@@ -20,10 +20,11 @@ from rich.rule import Rule
 from rich.table import Table
 
 from .errors import AgentMemError, ModelError
+from .integrations.openai_agents import import_history
 from .items import message_text
 from .replay import SessionSettings
 from .runner import Agent, Model, OfflineModel, Runner, RunResult
-from .sync import Session, SessionStore, SQLiteSession
+from .sync import Session, SessionStore, SQLiteSession, run_blocking
 
 # Text is shown as it is: ":cat:" in a path or in what a model says is no emoji.
 _console = Console(highlight=False, emoji=False)
@@ -129,6 +130,24 @@ def chat(session_id: str, db: str, model: str | None, offline: bool) -> None:
                 _write(f"{agent.name}: {result.final_output}", "green")
     if not answered:
         sys.exit(1)
+
+
+@main.command("import-sdk", cls=_Command)
+@click.argument("file", type=click.Path(dir_okay=False))
+@click.option("--into", type=click.Path(dir_okay=False), help="Another database; by default FILE itself.")
+@click.option("--sessions-table", default="agent_sessions", show_default=True, help="The SDK's table of sessions.")
+@click.option("--messages-table", default="agent_messages", show_default=True, help="The SDK's table of items.")
+def import_sdk(file: str, into: str | None, sessions_table: str, messages_table: str) -> None:
+    """Take over what the OpenAI Agents SDK's SQLite sessions wrote to FILE.
+
+    The SDK's own rows stay as they are. Run again, it takes what is new.
+    """
+    done = run_blocking(import_history, file, into=into, sessions_table=sessions_table, messages_table=messages_table)
+    _write(f"{done.items} items of {done.sessions} sessions taken over into {into or file}.", "green")
+    if done.already_taken:
+        _write(f"{done.already_taken} items had been taken over before.", "dim")
+    for session_id in done.skipped:
+        _write(f"skipped: session {session_id}, an id that agentmem refuses; its items stay in {file}", "red", _errors)
 
 
 def _ask() -> str:
