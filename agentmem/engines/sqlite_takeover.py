@@ -160,12 +160,13 @@ def _copy(raw: sqlite3.Connection, source: Source, after: int, now: float) -> Ta
 def _taken_here(source: Source, tables: SDKTables) -> int | None:
     """The id up to which the SDK's tables in this file were taken over; None if they never were."""
     found = source.connection.execute(
-        "SELECT messages_table, last_id, last_row FROM agentmem_takeovers WHERE source = ?", (_HERE,)
+        "SELECT messages_table, last_id, last_row, messages_table = ? FROM agentmem_takeovers WHERE source = ?",
+        (plain_name(tables.messages), _HERE),
     ).fetchone()
     if found is None:
         return None
-    name, last_id, last_row = found
-    if name.lower() != plain_name(tables.messages).lower():
+    name, last_id, last_row, is_this = found
+    if not is_this:
         # Two conversations of the same id would become one.
         raise StorageError(
             f"{path_of(source.connection)} goes on with the history in {name!r}, not in {tables.messages!r}; "
