@@ -309,6 +309,63 @@ def test_chat_waits_for_a_busy_file_then_says_so_and_goes_on(tmp_path: Path, ser
     assert len(items(database)) == 3
 
 
+# import-sdk
+
+
+@pytest.fixture
+def sdk_file(tmp_path: Path) -> Path:
+    """A file that the Agents SDK wrote, in a process of its own: 3 items in 2 sessions."""
+    pytest.importorskip("agents", reason="the Agents SDK is not installed")
+    script = """
+import asyncio, sys
+from agents import SQLiteSession
+for session_id, count in (("alice", 2), ("bob", 1)):
+    session = SQLiteSession(session_id, sys.argv[1])
+    asyncio.run(session.add_items([{"role": "user", "content": str(number)} for number in range(count)]))
+    session.close()
+"""
+    subprocess.run([sys.executable, "-c", script, str(tmp_path / "sdk.db")], check=True)
+    return tmp_path / "sdk.db"
+
+
+def test_import_sdk_says_what_it_took_over_and_the_file_is_agentmem_s_then(tmp_path: Path, sdk_file: Path) -> None:
+    done = agentmem(tmp_path, "chat", "--offline", "--db", "sdk.db", says="Hello\n")
+    _failed_in_one_line(done, "sdk.db", "agentmem import-sdk FILE", "agentmem.integrations.openai_agents")
+    output = succeeded(agentmem(tmp_path, "import-sdk", "sdk.db"))
+    assert output == "3 items of 2 sessions taken over into sdk.db.\n"
+    assert contents(sdk_file, "alice") == ["0", "1"]
+    again = succeeded(agentmem(tmp_path, "import-sdk", "sdk.db")).splitlines()
+    assert again == ["0 items of 0 sessions taken over into sdk.db.", "3 items had been taken over before."]
+    assert "1 items so far" in succeeded(agentmem(tmp_path, "chat", "--offline", "--db", "sdk.db", "--session", "bob"))
+
+
+def test_import_sdk_into_another_database_leaves_the_file_as_it_is(tmp_path: Path, sdk_file: Path) -> None:
+    before = sdk_file.read_bytes()
+    output = succeeded(agentmem(tmp_path, "import-sdk", "sdk.db", "--into", "new.db"))
+    assert output == "3 items of 2 sessions taken over into new.db.\n"
+    assert sdk_file.read_bytes() == before
+    assert contents(tmp_path / "new.db", "bob") == ["0"]
+
+
+def test_import_sdk_names_the_sessions_that_it_skips(tmp_path: Path, sdk_file: Path) -> None:
+    with closing(sqlite3.connect(sdk_file)) as connection, connection:
+        connection.execute("UPDATE agent_messages SET session_id = '' WHERE session_id = 'bob'")
+    done = agentmem(tmp_path, "import-sdk", "sdk.db")
+    assert (done.returncode, done.stdout) == (0, "2 items of 1 sessions taken over into sdk.db.\n")
+    assert done.stderr == "skipped: session '', an id that agentmem refuses; its items stay in sdk.db\n"
+
+
+def test_import_sdk_of_what_is_no_history_is_one_line_and_code_1(tmp_path: Path) -> None:
+    _failed_in_one_line(agentmem(tmp_path, "import-sdk", "no.db"), "there is no file", "no.db")
+    (tmp_path / "notes.db").write_text("Dear diary. " * 1000)
+    _failed_in_one_line(agentmem(tmp_path, "import-sdk", "notes.db"), "notes.db", "not a database")
+    with closing(sqlite3.connect(tmp_path / "photos.db")) as connection:
+        connection.execute("CREATE TABLE photos (id, name)")
+    done = agentmem(tmp_path, "import-sdk", "photos.db", "--into", "new.db")
+    _failed_in_one_line(done, "photos.db", "no table 'agent_messages'", "--messages-table")
+    assert {path.name for path in tmp_path.iterdir()} == {"notes.db", "photos.db"}
+
+
 # What cannot work
 
 
@@ -402,9 +459,9 @@ def test_every_command_and_every_option_says_what_it_is_for() -> None:
         (*path, str(parameter.name))
         for path, command in COMMANDS.items()
         for parameter in command.params
-        if not getattr(parameter, "help", None)
+        if isinstance(parameter, click.Option) and not parameter.help
     ]
-    assert {("demo",), ("chat",)} <= set(COMMANDS)
+    assert {("demo",), ("chat",), ("import-sdk",)} <= set(COMMANDS)
     assert not silent
 
 
@@ -414,7 +471,8 @@ def test_help_fits_in_80_columns_and_names_every_option(tmp_path: Path, path: tu
     assert output.startswith(" ".join(("Usage: agentmem", *path)))
     assert max(map(len, output.splitlines())) <= 80
     for parameter in COMMANDS[path].params:
-        assert all(name in output for name in parameter.opts)
+        # An argument stands for itself, in capitals.
+        assert all(name in output for name in parameter.opts) or f" {str(parameter.name).upper()}\n" in output
 
 
 # People at a terminal
