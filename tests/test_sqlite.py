@@ -20,9 +20,10 @@ from processes import Child, files
 
 from agentmem import AsyncSessionStore, AsyncSQLiteSession
 from agentmem.engines import sqlite_link
-from agentmem.engines.sqlite import APPLICATION_ID, SCHEMA_VERSION, SQLiteEngine
+from agentmem.engines.sqlite import SQLiteEngine
 from agentmem.engines.sqlite_errors import ERRORS, map_error, primary_code
 from agentmem.engines.sqlite_link import WorkerConnection
+from agentmem.engines.sqlite_schema import APPLICATION_ID, SCHEMA_VERSION
 from agentmem.errors import (
     CorruptItemWarning,
     SchemaVersionError,

@@ -268,14 +268,19 @@ def lease(database: Database) -> Pool:
         return pool_here
 
 
-async def release(pool: Pool) -> None:
-    """Let go of a leased pool; the last user's release closes it, on its own event loop."""
+def release(pool: Pool) -> bool:
+    """Let go of a leased pool; whether that was its last user, who is to call :func:`close_unused`."""
     with _lock:
         pool.users -= 1
         if pool.users:
-            return
+            return False
         if _pools.get((pool.database.key, pool.loop)) is pool:
             del _pools[pool.database.key, pool.loop]
+        return True
+
+
+async def close_unused(pool: Pool) -> None:
+    """Close a pool that nobody uses any more, on its own event loop."""
     if pool.loop is asyncio.get_running_loop():
         await pool.close()
     elif pool.loop.is_closed():
