@@ -189,6 +189,26 @@ async def clear_leaves_nothing_behind(open_engine: Open) -> None:
         _same(await _read(engine, session_id), _items(5, 6), "items after clear")
 
 
+async def writes_that_wait_together_happen_in_the_order_in_which_they_were_asked_for(open_engine: Open) -> None:
+    async with _fresh(open_engine) as (engine, session_id):
+        other = session_id + "-other"
+        await asyncio.gather(
+            engine.append(session_id, _rows(0, 2)),
+            engine.append(other, _rows(0, 1)),
+            engine.append(session_id, _rows(2, 3)),
+            engine.clear(session_id),
+            engine.append(session_id, _rows(3, 5)),
+            engine.append(other, _rows(1, 2)),
+            engine.append(session_id, _rows(5, 6)),
+            engine.pop(other, TailReading(1)),
+            engine.append(other, _rows(2, 4)),
+        )
+        _same(await _read(engine, session_id), _items(3, 6), "items after appends, a clear and appends")
+        _same(await engine.read(session_id, _Positions()), [2, 1, 0], "their positions, newest first")
+        _same(await _read(engine, other), [*_items(0, 1), *_items(2, 4)], "items after appends, a pop and an append")
+        _same(await engine.read(other, _Positions()), [2, 1, 0], "their positions, newest first")
+
+
 async def a_write_that_fails_fails_alone(open_engine: Open) -> None:
     async with _fresh(open_engine) as (engine, session_id):
         await engine.append(session_id, _rows(0, 1))
@@ -271,6 +291,7 @@ CHECKS: tuple[Callable[[Open], Awaitable[None]], ...] = (
     a_corrupt_row_hides_no_other,
     pop_removes_corrupt_rows_above_the_newest_item_only,
     clear_leaves_nothing_behind,
+    writes_that_wait_together_happen_in_the_order_in_which_they_were_asked_for,
     a_write_that_fails_fails_alone,
     a_cancelled_write_is_whole_or_not_there,
     a_cancelled_read_leaves_the_others_alone,
