@@ -72,15 +72,15 @@ class Source:
         sessions = _named(connection, tables.sessions, "sessions")
         return cls(connection, sessions, _named(connection, tables.messages, "messages"))
 
-    def fill(self, sql: str) -> str:
-        """`sql` with the tables' names, and the condition for a session id, in their places.
+    def fill(self, sql: str, **words: str) -> str:
+        """`sql` with the tables' names, and the condition for a session id, in their places; `words` are more of these.
 
         The one place where a name is formatted into SQL, because no parameter can stand for a table. Each is one that
         a bound parameter has found in sqlite_master, quoted so that it is an identifier whatever it holds.
         """
         assert self.messages is not None
         sessions = _NO_SESSIONS if self.sessions is None else _quoted(self.sessions)
-        return sql.format(sessions=sessions, messages=_quoted(self.messages), fits=_FITS)
+        return sql.format(sessions=sessions, messages=_quoted(self.messages), fits=_FITS, **words)
 
     def newest(self) -> int:
         """The id of the newest row, 0 where there is none."""

@@ -9,7 +9,9 @@ Rules kept here:
 - A session id that agentmem refuses stays with the SDK, and is reported.
 
 All this runs inside the caller's transaction. What is in the file itself is copied by SQL alone, so that it holds up no
-event loop; the window function needs SQLite 3.25, the SDK's own sessions need 3.35.
+event loop; the window function needs SQLite 3.25, the SDK's own sessions need 3.35. Measured with 1,000,000 rows (350 MB,
+10,000 sessions) on 2 cores: these statements 9 s; a first get_items() 36 s while 7 other processes were at work. Other
+writers wait meanwhile, as long as their busy_timeout_s allows. One later row then took 13 ms.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ _ADD_SESSIONS = """
         coalesce(CAST(strftime('%s', s.updated_at) AS INTEGER), CAST(strftime('%s', m.newest) AS INTEGER), :now)
     FROM (
         SELECT session_id, count(*) AS items, min(created_at) AS oldest, max(created_at) AS newest
-        FROM {messages} WHERE id > :after AND {fits} GROUP BY session_id
+        FROM {messages} {by} WHERE id > :after AND {fits} GROUP BY session_id
     ) AS m LEFT JOIN {sessions} AS s ON s.session_id = m.session_id
     WHERE true  -- else ON CONFLICT would be read as a condition of the join
     ON CONFLICT (session_id) DO UPDATE SET
@@ -67,7 +69,7 @@ _ADD_ITEMS = """
             id, session_id,
             row_number() OVER (PARTITION BY session_id ORDER BY id) AS place,
             count(*) OVER (PARTITION BY session_id) AS items
-        FROM {messages} WHERE id > :after AND {fits}
+        FROM {messages} {by} WHERE id > :after AND {fits}
     ) AS p
     CROSS JOIN agentmem_sessions AS a ON a.session_id = p.session_id
     CROSS JOIN {messages} AS m ON m.id = p.id
@@ -153,8 +155,11 @@ def check_source(path: str, tables: SDKTables) -> None:
 
 def _copy(raw: sqlite3.Connection, source: Source, after: int, now: float) -> Takeover:
     values = {"after": after, "now": now}
-    sessions = raw.execute(source.fill(_ADD_SESSIONS), values).rowcount
-    return Takeover(sessions, raw.execute(source.fill(_ADD_ITEMS), values).rowcount)
+    # The SDK's index has the rows by session, which the first time saves sorting them all; later it would be read from
+    # end to end to find the few that are new. NOT INDEXED leaves the search by id (sqlite.org/lang_indexedby.html).
+    by = "NOT INDEXED" if after else ""
+    sessions = raw.execute(source.fill(_ADD_SESSIONS, by=by), values).rowcount
+    return Takeover(sessions, raw.execute(source.fill(_ADD_ITEMS, by=by), values).rowcount)
 
 
 def _taken_here(source: Source, tables: SDKTables) -> int | None:
