@@ -9,9 +9,9 @@ Rules kept here:
 - A session id that agentmem refuses stays with the SDK, and is reported.
 
 All this runs inside the caller's transaction. What is in the file itself is copied by SQL alone, so that it holds up no
-event loop; the window function needs SQLite 3.25, the SDK's own sessions need 3.35. Measured with 1,000,000 rows (350 MB,
-10,000 sessions) on 2 cores: these statements 9 s; a first get_items() 36 s while 7 other processes were at work. Other
-writers wait meanwhile, as long as their busy_timeout_s allows. One later row then took 13 ms.
+event loop; the window function needs SQLite 3.25, the SDK's own sessions need 3.35. Measured on 2 cores, with 1,000,000
+rows (350 MB) in 10,000 sessions: the statements took 9 s, and a first get_items() 36 s while 7 other processes were at
+work. Other writers wait meanwhile, as long as their busy_timeout_s allows. One later row then took 13 ms.
 """
 
 from __future__ import annotations
