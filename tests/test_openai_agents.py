@@ -399,7 +399,9 @@ async def test_custom_tables_are_taken_over_however_they_are_named(
     path: Path, tables: dict[str, str], kind: str
 ) -> None:
     await sdk_add(path, ONE, TWO, kind=kind, **tables)
+    rows(path, f"UPDATE {tables['sessions_table']} SET created_at = '2024-02-29 11:00:00'")
     assert await get(path, **tables) == [ONE, TWO]
+    assert rows(path, "SELECT created_at FROM agentmem_sessions") == [(1709204400.0,)]  # both tables were found
     await sdk_add(path, THREE, kind=kind, **tables)
     assert await get(path, **{name: _upper(table) for name, table in tables.items()}) == [ONE, TWO, THREE]
 
