@@ -8,13 +8,15 @@ Rules kept here:
   could never return: it raises ``RuntimeError`` and says what to do.
 - Interrupted (Ctrl+C), a call is cancelled like an awaited one.
 - The loop runs in a daemon thread. Nothing needs to be closed for the program to end, and what was
-  acknowledged is stored.
+  acknowledged is stored. Once the interpreter ends (a ``__del__`` of what modules hold), that thread runs no more:
+  a call raises ``RuntimeError`` instead of waiting for ever, and closing does nothing, because all is closed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import threading
 from collections.abc import Callable, Coroutine, Hashable, Iterable
 from concurrent.futures import Future, wait
@@ -41,8 +43,10 @@ def run_blocking(function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, *
     """Run an async function on the background event loop and wait for its result; from any thread but that loop's.
 
     Raises:
-        RuntimeError: called on the background loop, which would wait for itself.
+        RuntimeError: called on the background loop, which would wait for itself; or while the interpreter ends.
     """
+    if sys.is_finalizing():
+        raise RuntimeError("a sync agentmem call was made while the interpreter ends; make it earlier")
     loop = _background.loop()
     if threading.get_ident() == _background.thread_id:
         raise RuntimeError(
@@ -59,6 +63,11 @@ def run_blocking(function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, *
         raise
     finally:
         del call  # its outcome may be the error whose traceback holds this frame
+
+
+def _close(function: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    if not sys.is_finalizing():
+        run_blocking(function)
 
 
 class _Call(Generic[T]):
@@ -144,7 +153,7 @@ class Session:
 
     @_docs_of(AsyncSession.close)
     def close(self) -> None:
-        run_blocking(self.async_session.close)
+        _close(self.async_session.close)
 
     def __enter__(self: SelfT) -> SelfT:
         run_blocking(self.async_session.__aenter__)
@@ -197,7 +206,7 @@ class SessionStore:
 
     @_docs_of(AsyncSessionStore.close)
     def close(self) -> None:
-        run_blocking(self.async_store.close)
+        _close(self.async_store.close)
 
     def __enter__(self: StoreT) -> StoreT:
         self.open()

@@ -139,6 +139,29 @@ def test_a_script_that_closes_nothing_ends_silently_with_everything_stored_and_c
     assert files(path) == {path.name}
 
 
+UNDER_FINALIZATION = """
+class Chat:
+    def __init__(self):
+        self.session = SQLiteSession(path, session_id="user_123")
+        self.store = SessionStore(path)
+        self.session.add_items([one])
+    def __del__(self):
+        try:
+            self.session.get_items()
+        except RuntimeError as error:
+            print(error)
+        self.session.close()
+        self.store.close()
+chat = Chat()
+"""
+
+
+def test_a_call_while_the_interpreter_ends_is_an_error_and_closing_then_is_none(path: Path) -> None:
+    assert "while the interpreter ends" in run_quietly(IMPORTS + UNDER_FINALIZATION, path)
+    assert stored(path) == [{"role": "user", "content": "one"}]
+    assert files(path) == {path.name}
+
+
 LATE = {
     "sync": """
 def go_on():
