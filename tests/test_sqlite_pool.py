@@ -871,6 +871,24 @@ async def test_a_file_that_is_emptied_while_open_is_an_error_for_every_call(path
                 await call
 
 
+@pytest.mark.parametrize("how", ["deleted", "replaced"])
+async def test_where_the_wal_is_gone_nothing_is_acknowledged_and_closing_saves_what_was(path: Path, how: str) -> None:
+    wal = path.with_name(path.name + "-wal")
+    async with AsyncSQLiteSession(path, session_id="user_123") as session:
+        await session.add_items([ONE])
+        assert await session.get_items() == [ONE]
+        wal.unlink()
+        if how == "replaced":
+            wal.touch()
+        for call in (session.get_items(), session.add_items([TWO]), session.get_items()):
+            with pytest.raises(StorageError, match="-wal was deleted or replaced while"):
+                await call
+    assert stored(path)[0] == ONE
+    async with AsyncSQLiteSession(path, session_id="user_123") as new:
+        assert (await new.get_items())[0] == ONE
+    assert files(path) == {path.name}
+
+
 # Memory
 
 

@@ -212,6 +212,17 @@ class FileIdentity:
         if status.st_size == 0:
             raise StorageError(f"{self._path} was emptied while it was open; restore it from a backup")
 
+    def check_wal(self) -> None:
+        """Raises StorageError when the WAL is not the one that SQLite opened: a crash would take what goes into it.
+
+        To be called only while the connection that writes is open: SQLite deletes the WAL with the last one.
+        """
+        if self._wal_inode is not None and _inode(self._path + "-wal") != self._wal_inode:
+            raise StorageError(
+                f"{self._path}-wal was deleted or replaced while {self._path} was open; "
+                "close every session on it, which saves what was stored, and open new ones"
+            )
+
     def replaced(self) -> StorageError:
         return StorageError(
             f"{self._path} was replaced by another file while it was open; open a new session to use that one"

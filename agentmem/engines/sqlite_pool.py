@@ -224,13 +224,18 @@ class Pool:
     def _write(self, raw: WorkerConnection, jobs: list[Job[Any]]) -> None:
         self.database.write(raw, jobs)
         # After the commit: the file can be deleted at any time before it, and then nothing was stored.
-        if self._file is not None:
-            self._file.check()
+        self._check_file()
 
     def _read(self, raw: WorkerConnection, jobs: list[Job[Any]]) -> None:
+        self._check_file()
+        self.database.read(raw, jobs)
+
+    def _check_file(self) -> None:
         if self._file is not None:
             self._file.check()
-        self.database.read(raw, jobs)
+            # After a fork a reader may be opened before the writer, and with it another WAL.
+            if self._writer is not None and self._writer.raw.alive:
+                self._file.check_wal()
 
     async def _close(self) -> None:
         await self.writes.drain()
