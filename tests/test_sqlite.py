@@ -8,6 +8,7 @@ import gc
 import json
 import os
 import re
+import shutil
 import sqlite3
 import stat
 import subprocess
@@ -301,6 +302,18 @@ async def test_a_damaged_page_is_an_error_that_tells_what_to_do_and_changes_noth
     assert path.read_bytes() == content
 
 
+async def test_a_file_that_loses_its_second_half_while_open_is_an_error_for_every_call(path: Path) -> None:
+    await add(path, *({"text": "x" * 5_000} for _ in range(50)))  # closed: nothing is in the WAL
+    async with AsyncSQLiteSession(path, session_id="user_123") as session:
+        assert len(await session.get_items()) == 50
+        os.truncate(path, path.stat().st_size // 2)
+        for call in (session.get_items(), session.add_items([ONE]), session.pop_item(), session.get_items()):
+            with pytest.raises(StorageCorruptError, match="malformed; copy the file away"):
+                await call
+    with pytest.raises(StorageCorruptError, match="malformed; copy the file away"):
+        await get(path)
+
+
 async def test_a_missing_table_is_an_error_by_name(path: Path) -> None:
     await add(path, ONE)
     with shell(path) as connection:
@@ -357,6 +370,64 @@ async def test_where_no_row_can_be_read_none_is_removed_by_a_pop(path: Path) -> 
             assert await session.pop_item() is None
     with shell(path) as connection:
         assert connection.execute("SELECT count(*) FROM agentmem_items").fetchone() == (2,)
+
+
+# Read-only
+
+
+_READ_ONLY = """
+import asyncio, os, sys
+from agentmem import AsyncSQLiteSession
+from agentmem.errors import StorageError
+
+if os.geteuid() == 0 and "unprivileged" not in sys.argv:  # root may write to any file, but not without these two
+    drop = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"]
+    os.execvp(drop[0], [*drop, *sys.orig_argv, "unprivileged"])
+
+async def main():
+    async with AsyncSQLiteSession(sys.argv[1], session_id="user_123") as session:
+        for call in (session.add_items([{"number": 1}]), session.pop_item(), session.clear_session()):
+            try:
+                await call
+            except StorageError as error:
+                print(type(error).__name__, error)
+        print(await session.get_items())
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file modes are POSIX's")
+async def test_a_file_that_may_only_be_read_is_read_and_not_written(path: Path) -> None:
+    await add(path, ONE)
+    path.chmod(0o400)
+    if os.geteuid() == 0 and shutil.which("setpriv") is None:
+        pytest.skip("root can write to any file, and there is no setpriv to change that")
+    with Child(_READ_ONLY, path) as child:
+        code, output, errors = child.finish()
+    assert (code, errors) == (0, "")
+    *refusals, items = output.splitlines()
+    assert len(refusals) == 3
+    for refusal in refusals:
+        assert refusal.startswith("StorageError session 'user_123' in ")
+        assert refusal.endswith("readonly database; make the file and its folder writable for this user")
+    assert items == repr([ONE])
+
+
+async def test_a_disk_that_may_only_be_read_is_an_error_and_the_file_is_left_as_it_is(tmp_path: Path) -> None:
+    with _mounted(tmp_path / "disk", "size=1m") as folder:
+        path = folder / "conversations.db"
+        await add(path, ONE)
+        _remount(folder, "ro")
+        for call in (get, lambda path: add(path, TWO), lambda path: add(path.with_name("new.db"), TWO)):
+            with pytest.raises(StorageError, match=r"permissions|choose a folder that can be written"):
+                await call(path)
+        _remount(folder, "rw")
+        assert await get(path) == [ONE]
+
+
+def _remount(folder: Path, mode: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{mode}", str(folder)], check=True)
 
 
 # A full disk
