@@ -740,6 +740,24 @@ async def test_run_sync_in_an_async_tool_of_a_sync_run_says_what_to_do() -> None
         await anyio.to_thread.run_sync(Runner.run_sync, outer, "weather?")
 
 
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
+@pytest.mark.parametrize("in_a_thread", [True, False])
+def test_a_tool_that_ends_the_program_ends_the_run_and_not_the_loop_of_all_sync_calls(
+    db: Path, kind: type[BaseException], in_a_thread: bool
+) -> None:
+    def end() -> None:
+        raise kind
+
+    async def end_async() -> None:
+        raise kind
+
+    agent = Agent("A", None, OfflineModel(), [function_tool(name="end")(end if in_a_thread else end_async)])
+    with SQLiteSession(db, session_id="s") as session:
+        with pytest.raises(kind):
+            Runner.run_sync(agent, "The end", session=session)
+        assert session.get_items() == []
+
+
 # Arguments
 
 

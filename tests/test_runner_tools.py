@@ -303,6 +303,24 @@ async def test_a_tool_that_raises_cancels_the_others_and_comes_out_by_itself() -
     assert cancelled.is_set()
 
 
+@pytest.mark.parametrize("raise_errors", [False, True])
+async def test_a_tool_that_waited_for_something_cancelled_has_failed_and_the_run_goes_on(raise_errors: bool) -> None:
+    @function_tool(raise_errors=raise_errors)
+    async def wait() -> None:
+        other = asyncio.create_task(asyncio.sleep(WAIT_S))
+        other.cancel()
+        await other
+
+    tools: dict[str, FunctionTool[..., Any]] = {"wait": wait, "get_weather": get_weather}
+    calls = [call("wait"), call("get_weather", city="Nice", place={"city": "", "country": "France"})]
+    if raise_errors:
+        with pytest.raises(ToolError, match="'wait' failed: CancelledError"):
+            await run_calls(calls, tools)
+    else:
+        texts = [output.text for output in await run_calls(calls, tools)]
+        assert texts == ["Error: wait failed: CancelledError: ", "Sunny in Nice, France"]
+
+
 async def test_a_cancelled_call_returns_when_its_thread_is_done() -> None:
     started, release, ended = threading.Event(), threading.Event(), threading.Event()
 

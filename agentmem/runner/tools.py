@@ -11,8 +11,10 @@ Rules kept here:
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import inspect
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -122,9 +124,17 @@ class FunctionTool(Generic[P, R]):
             value = await self._call(args, kwargs)
             return ToolOutput(value, _as_text(value))
         except Exception as error:
-            if self.raise_errors:
-                raise ToolError(f"the tool {self.name!r} failed: {type(error).__name__}: {error}") from error
-            return _problem(f"{self.name} failed: {type(error).__name__}: {error}")
+            return self.failed(error)
+
+    def failed(self, error: BaseException) -> ToolOutput:
+        """What the model is told of an error of the function.
+
+        Raises:
+            ToolError: from it, if ``raise_errors`` is set.
+        """
+        if self.raise_errors:
+            raise ToolError(f"the tool {self.name!r} failed: {type(error).__name__}: {error}") from error
+        return _problem(f"{self.name} failed: {type(error).__name__}: {error}")
 
     async def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call: Callable[[], Any] = functools.partial(self.function, *args, **kwargs)
@@ -224,23 +234,30 @@ async def run_calls(
 
     Raises:
         ToolError: a tool with ``raise_errors`` failed; the others were cancelled. The first one counts.
+        SystemExit, KeyboardInterrupt: likewise, from any tool.
     """
     outputs: list[ToolOutput | None] = [None] * len(calls)
-    failures: list[ToolError] = []
+    failures: list[BaseException] = []
 
     async def answer(call: Item) -> ToolOutput:
         name = call.get("name")
         tool = tools.get(name) if isinstance(name, str) else None
         if tool is None:
             return _problem(f"there is no tool called {name!r}; there are: {', '.join(tools) or 'none'}")
-        return await tool.invoke(str(call.get("arguments") or ""), context)
+        try:
+            return await tool.invoke(str(call.get("arguments") or ""), context)
+        except asyncio.CancelledError as error:
+            if group.cancel_scope.cancel_called or anyio.current_effective_deadline() == -math.inf:
+                raise
+            return tool.failed(error)  # something that it awaited was cancelled, and not the run
 
     async def run(index: int, call: Item) -> None:
         try:
             output = outputs[index] = await answer(call)
             on_output(call, output)
-        except ToolError as error:
-            # Kept instead of raised: a task group would wrap it into an exception group.
+        except (ToolError, SystemExit, KeyboardInterrupt) as error:
+            # Kept instead of raised: a task group would wrap it into an exception group, and asyncio would end the
+            # event loop on the last two, which for ``run_sync`` is that of all sync calls.
             failures.append(error)
             group.cancel_scope.cancel()
 
