@@ -908,6 +908,18 @@ async def test_a_session_in_memory_is_private_to_its_handle_and_gone_when_it_clo
     assert not os.path.exists(":memory:")
 
 
+async def test_a_session_in_memory_that_was_dropped_unclosed_is_never_found_by_another() -> None:
+    links = []
+    for number in range(20):
+        session = AsyncSQLiteSession(":memory:", session_id="user_123")
+        assert await session.get_items() == []
+        await session.add_items([{"number": number}])
+        links.append(session._engine._database.memory)  # type: ignore[attr-defined]  # to close it in the end
+        del session
+    for link in links:
+        await link.close()
+
+
 async def test_a_store_in_memory_is_shared_by_its_sessions_alone() -> None:
     async with AsyncSessionStore(":memory:") as store, AsyncSessionStore("sqlite://" + "/") as other:
         await store.session("user_123").add_items([ONE])

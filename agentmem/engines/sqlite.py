@@ -61,9 +61,10 @@ class SQLiteEngine(Engine):
         if durability not in ("full", "normal"):
             raise ValueError(f'durability is "full" or "normal", got {durability!r}')
         self.name = _path(db)
-        in_memory = self.name == MEMORY
-        real_path = self.name if in_memory else os.path.realpath(self.name)
-        self.key: Hashable = ("sqlite", id(self) if in_memory else real_path)
+        memory = MemoryLink() if self.name == MEMORY else None
+        real_path = self.name if memory else os.path.realpath(self.name)
+        # Not id(self), which another engine may have once this one is dropped: its pool stays until it is closed.
+        self.key: Hashable = ("sqlite", memory or real_path)
         self._takes_over = takes_over
         self._caught_up: WeakSet[Pool] = WeakSet()
         self._database = Database(
@@ -80,7 +81,7 @@ class SQLiteEngine(Engine):
             prepare_reader=prepare_reader,
             write=serve_writes,
             read=serve_reads,
-            memory=MemoryLink() if in_memory else None,
+            memory=memory,
         )
         self._leases: dict[asyncio.AbstractEventLoop, Pool] = {}
         self._closed = False
