@@ -141,6 +141,22 @@ async def test_a_pool_has_one_writer_and_a_few_readers_each_opened_when_it_is_ne
         assert added() == 1 + READERS
 
 
+async def test_the_connection_that_writes_is_the_last_to_close_so_that_no_reader_checkpoints(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[bool] = []
+    close = sqlite_link.WorkerConnection.close
+
+    def note_and_close(self: sqlite_link.WorkerConnection) -> None:
+        closed.append(self.is_writer)
+        close(self)
+
+    monkeypatch.setattr(sqlite_link.WorkerConnection, "close", note_and_close)
+    async with AsyncSQLiteSession(path, session_id="user_123") as session:
+        await asyncio.gather(*(session.get_items() for _ in range(1000)), session.add_items([ONE]))
+    assert closed == [False] * READERS + [True]
+
+
 async def test_every_way_to_write_a_path_leads_to_one_pool(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
