@@ -15,15 +15,17 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from functools import wraps
 from types import TracebackType
 from typing import Any, Literal, TypeVar, cast
 
+from pydantic import BaseModel
+
 from .engines import open_engine
 from .engines.base import MAX_SESSION_ID_BYTES, Engine
 from .errors import CorruptItemWarning, SessionClosedError
-from .items import Item, encode_items
+from .items import encode_items
 from .reading import TailReading, WindowReading
 from .replay import SessionSettings
 
@@ -49,7 +51,9 @@ class AsyncSession:
 
     __slots__ = ("_closed", "_engine", "_owns_engine", "session_id", "settings")
 
-    session_settings: None = None
+    # Any here and below is for type checkers alone: the SDK's protocol names its own types, which agentmem must
+    # not import. A mutable attribute and a list fit a protocol only with exactly the type that it names, or with Any.
+    session_settings: Any = None
 
     def __init__(
         self, engine: Engine, session_id: str, settings: SessionSettings | None = None, *, owns_engine: bool = False
@@ -60,7 +64,7 @@ class AsyncSession:
         self._owns_engine = owns_engine
         self._closed = False
 
-    async def get_items(self, limit: int | None = None) -> list[Item]:
+    async def get_items(self, limit: int | None = None) -> list[Any]:
         """The newest items, oldest first.
 
         Args:
@@ -86,7 +90,7 @@ class AsyncSession:
         self._warn_of_corrupt(reading)
         return items
 
-    async def add_items(self, items: Iterable[Item]) -> None:
+    async def add_items(self, items: Iterable[Mapping[str, Any] | BaseModel]) -> None:
         """Append items, oldest first: all of them or none. They are durable when this returns.
 
         Args:
@@ -102,7 +106,7 @@ class AsyncSession:
         engine = self._open_engine()
         await engine.append(self.session_id, encode_items(items))
 
-    async def pop_item(self) -> Item | None:
+    async def pop_item(self) -> Any | None:
         """Remove and return the newest item; None if there is none.
 
         Rows above it that cannot be read are removed with it. Where no row can be read, none is removed.

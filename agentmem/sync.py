@@ -18,13 +18,14 @@ import asyncio
 import os
 import sys
 import threading
-from collections.abc import Callable, Coroutine, Hashable, Iterable
+from collections.abc import Callable, Coroutine, Hashable, Iterable, Mapping
 from concurrent.futures import Future, wait
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Generic, Literal, ParamSpec, TypeVar
 
 from anyio.from_thread import start_blocking_portal
+from pydantic import BaseModel
 
 from .engines.lifecycle import around_fork, watch, when_program_ends
 from .items import Item
@@ -140,7 +141,7 @@ class Session:
         return run_blocking(self.async_session.get_items, limit)
 
     @_docs_of(AsyncSession.add_items)
-    def add_items(self, items: Iterable[Item]) -> None:
+    def add_items(self, items: Iterable[Mapping[str, Any] | BaseModel]) -> None:
         run_blocking(self.async_session.add_items, items)
 
     @_docs_of(AsyncSession.pop_item)
