@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import nox
@@ -104,17 +104,29 @@ def types(session: nox.Session) -> None:
 @nox.session(python=SUPPORTED)
 def tests(session: nox.Session) -> None:
     """Pytest on the built wheel. Arguments after -- go to pytest, paths as seen from the repository."""
-    install_wheel(session, *group("test"), *group("agents-sdk"))
+    # Type checkers find the same on every Python, and take their time.
+    checkers = group("typing-test") if session.python == PRESENT[-1] else []
+    install_wheel(session, *group("test"), *group("agents-test"), *checkers)
     run_pytest(session)
 
 
 @nox.session(python=(PRESENT or SUPPORTED)[0])
 def lowest(session: nox.Session) -> None:
     """The same with the oldest dependencies that pyproject.toml allows, on the oldest Python here."""
+    # Without the Agents SDK, of which no release takes so old an openai.
+    extras = [extra for extra in EXTRAS if extra != "agents"]
     bounds = Path(session.cache_dir, "lowest.txt")
-    bounds.write_text("\n".join(lower_bounds()), encoding="utf-8")
-    install_wheel(session, *group("test"), "--constraint", str(bounds))
+    bounds.write_text("\n".join(lower_bounds(*extras)), encoding="utf-8")
+    install_wheel(session, *group("test"), "--constraint", str(bounds), extras=extras)
     run_pytest(session)
+
+
+@nox.session(python=(PRESENT or SUPPORTED)[0])
+def agents_oldest(session: nox.Session) -> None:
+    """The tests of the agents extra, with the oldest Agents SDK that pyproject.toml allows."""
+    (oldest,) = (bound for bound in lower_bounds("agents") if bound.startswith("openai-agents=="))
+    install_wheel(session, *group("test"), *group("agents-test"), *group("typing-test"), oldest)
+    run_pytest(session, "tests/test_agents_sdk*.py", "tests/test_typing.py")
 
 
 @nox.session
@@ -131,21 +143,23 @@ def demo(session: nox.Session) -> None:
     session.run("agentmem", "demo", *session.posargs)
 
 
-def install_wheel(session: nox.Session, *requirements: str) -> None:
-    """Build the wheel and install it with all extras: pip does both when it is given a folder."""
-    session.install(f".[{','.join(EXTRAS)}]", *requirements)
+def install_wheel(session: nox.Session, *requirements: str, extras: Iterable[str] = EXTRAS) -> None:
+    """Build the wheel and install it with its extras: pip does both when it is given a folder."""
+    session.install(f".[{','.join(extras)}]", *requirements)
 
 
-def lower_bounds() -> list[str]:
-    """Each dependency and extra of pyproject.toml, pinned to its lower bound."""
-    requirements = map(Requirement, REQUIREMENTS)
+def lower_bounds(*extras: str) -> list[str]:
+    """Each dependency of pyproject.toml, and of these extras, pinned to its lower bound."""
+    texts = itertools.chain(PYPROJECT["project"]["dependencies"], *(EXTRAS[extra] for extra in extras))
+    requirements = map(Requirement, texts)
     return [f"{r.name}=={spec.version}" for r in requirements for spec in r.specifier if spec.operator == ">="]
 
 
-def run_pytest(session: nox.Session) -> None:
-    """Run tests/ from an empty directory; AGENTMEM_REPO tells the tests where README.md and examples/ are."""
+def run_pytest(session: nox.Session, *files: str) -> None:
+    """Run tests/, or these files of it, from an empty directory; AGENTMEM_REPO tells the tests where README.md and
+    examples/ are."""
     args = [str(ROOT / arg) if arg.startswith("tests/") else arg for arg in session.posargs]
     if args == session.posargs:
-        args.append(str(ROOT / "tests"))
+        args += [str(path) for file in files or ("tests",) for path in sorted(ROOT.glob(file))]
     with tempfile.TemporaryDirectory() as elsewhere, session.chdir(elsewhere):
         session.run("pytest", "-c", str(ROOT / "pyproject.toml"), *args, env={"AGENTMEM_REPO": str(ROOT)})

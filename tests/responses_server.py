@@ -1,4 +1,4 @@
-"""A real HTTP server on loopback that speaks ``POST /v1/responses``, with scripted answers.
+"""A real HTTP server on loopback that speaks ``POST /v1/responses`` and its ``/compact``, with scripted answers.
 
 A request with ``"stream": true`` is answered in server-sent events, as the API sends them. The server refuses what
 the API refuses and memory gets wrong most often: half of an exchange, and fields that only its output has. So a test
@@ -200,7 +200,7 @@ def responses_server() -> Iterator[ResponsesServer]:
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
             headers = {name.lower(): value for name, value in self.headers.items()}
-            if self.path == "/v1/responses":
+            if self.path in ("/v1/responses", "/v1/responses/compact"):
                 answer = state.next_answer(body, headers)
             else:
                 answer = Answer({"error": {"message": f"no such path: {self.path}"}}, 404)

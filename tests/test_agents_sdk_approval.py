@@ -102,13 +102,14 @@ async def test_a_run_is_approved_or_rejected_and_ended_in_a_new_process(
     async with AsyncSQLiteSession(db, session_id="user_123", settings=SessionSettings(limit=limit)) as session:
         await interrupted(session, path, drive)
         arguments = [Path(__file__).parent, kind.__name__, db, json.dumps(limit), path, drive, *decisions]
-        reached_the_model, left = json.loads(run_quietly(RESUME, *arguments))
+        (reached_the_model,), left = json.loads(run_quietly(RESUME, *map(str, arguments)))
         decided = [f"output p{number}: {OUTPUTS[made]}" for number, made in enumerate(decisions, start=1)]
-        assert reached_the_model == [[*WAITING, *decided]]
-        assert left == await stored(session) == [*WAITING, *decided, *DONE]
+        assert reached_the_model[: len(WAITING)] == WAITING
+        assert sorted(reached_the_model[len(WAITING) :]) == sorted(decided)  # their order, the SDK decides
+        assert left == await stored(session) == [*reached_the_model, *DONE]
         next_agent = agent([message("Good.")])
         await run(next_agent, "Paid?", session=session)
-        replayed = [*WAITING, *decided, *DONE] if limit is None else DONE
+        replayed = left if limit is None else DONE
         assert sent(next_agent) == [[*replayed, "user: Paid?"]]
 
 

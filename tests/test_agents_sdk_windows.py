@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from importlib.metadata import version
@@ -88,8 +89,7 @@ HALVES = {"0.24.0": [1, 5, 6, 9, 10]}
 @pytest.mark.parametrize("kind", ["SQLiteSession", "AsyncSQLiteSession"])
 async def test_some_limits_of_the_sdk_s_own_sessions_let_it_happen(tmp_path: Path, kind: str) -> None:
     """The README's comparison says so; where this fails, the SDK has learned it, and the README is to be changed."""
-    from agents.extensions.memory import AsyncSQLiteSession as TheirAsyncSession
-
+    memory = importlib.import_module("agents.extensions.memory")
     halves = []
     for limit in LIMITS:
         path, settings = tmp_path / f"{limit}.db", agents.SessionSettings(limit=limit)
@@ -99,7 +99,7 @@ async def test_some_limits_of_the_sdk_s_own_sessions_let_it_happen(tmp_path: Pat
                 session = agents.SQLiteSession("user_123", path, session_settings=settings)
                 closing.callback(session.close)
             else:
-                session = TheirAsyncSession("user_123", path, session_settings=settings)
+                session = memory.AsyncSQLiteSession("user_123", path, session_settings=settings)
                 closing.push_async_callback(session.close)
             try:
                 await converse(session)

@@ -163,6 +163,21 @@ def test_notebook_makes_plain_calls_under_a_running_loop_and_awaits_on_it_too(tm
     assert stored(tmp_path / "notebook.db") == 6
 
 
+def test_agents_sdk_goes_on_where_it_stopped_and_replays_whole_exchanges(tmp_path: Path) -> None:
+    pytest.importorskip("agents", reason="the Agents SDK is not installed")
+
+    def expected(sent: list[int], stored: int) -> list[str]:
+        return [
+            f"It is sunny in {city}. I was sent {count} items, {calls} calls and {calls} outputs."
+            for city, count in zip(("Paris", "Rome", "Oslo"), sent, strict=True)
+            for calls in (1 if count == 3 else 2,)
+        ] + [f"stored: {stored} items, replayed: 5"]
+
+    assert run(tmp_path, "agents_sdk", "chat.db") == expected([3, 7, 8], 12)
+    assert run(tmp_path, "agents_sdk", "chat.db") == expected([8, 8, 8], 24)
+    assert stored(tmp_path / "chat.db") == 24
+
+
 # The FastAPI app, behind a real server.
 
 
