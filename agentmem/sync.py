@@ -20,11 +20,11 @@ import sys
 import threading
 from collections.abc import Callable, Coroutine, Hashable, Iterable, Mapping
 from concurrent.futures import Future, wait
-from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Generic, Literal, ParamSpec, TypeVar
 
-from anyio.from_thread import start_blocking_portal
+import anyio
+from anyio.from_thread import BlockingPortal
 from pydantic import BaseModel
 
 from .engines.lifecycle import around_fork, watch, when_program_ends
@@ -238,16 +238,21 @@ class _BackgroundLoop:
         # wait for ever for the lock of a module that a thread of the parent's was importing.
         self.starting = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._running = ExitStack()  # never left: the thread is a daemon, and its loop may be in use to the end
 
     def loop(self) -> asyncio.AbstractEventLoop:
         if self._loop is None:
             with self.starting:
                 if self._loop is None:
-                    portal = self._running.enter_context(start_blocking_portal(name="agentmem-loop"))
-                    self.thread_id = portal.call(threading.get_ident)
-                    self._loop = portal.call(asyncio.get_running_loop)
-                    watch(portal.call(threading.current_thread))
+                    started: Future[asyncio.AbstractEventLoop] = Future()
+                    # Not by anyio's start_blocking_portal(): what it returns waits for its thread when it is collected,
+                    # which may be when the interpreter ends and its daemon threads run no more. In the frames of a
+                    # daemon thread the portal is never collected.
+                    thread = threading.Thread(target=_run_loop, args=(started,), name="agentmem-loop", daemon=True)
+                    watch(thread)
+                    thread.start()
+                    loop = started.result()
+                    self.thread_id = thread.ident
+                    self._loop = loop
         return self._loop
 
     def end(self) -> None:
@@ -255,6 +260,21 @@ class _BackgroundLoop:
         if self._loop is not None:
             finishing = asyncio.run_coroutine_threadsafe(self._loop.shutdown_asyncgens(), self._loop)
             wait([finishing], timeout=1)  # seconds; an async tool that blocks the loop must not block the end
+
+
+def _run_loop(started: Future[asyncio.AbstractEventLoop]) -> None:
+    try:
+        anyio.run(_serve, started)
+    except BaseException as error:
+        if started.done():
+            raise
+        started.set_exception(error)  # raised where the loop was to be started
+
+
+async def _serve(started: Future[asyncio.AbstractEventLoop]) -> None:
+    async with BlockingPortal() as portal:
+        started.set_result(asyncio.get_running_loop())
+        await portal.sleep_until_stopped()  # never: the thread is a daemon, and its loop may be in use to the end
 
 
 _background = _BackgroundLoop()
