@@ -28,7 +28,6 @@ from anyio.from_thread import BlockingPortal
 from pydantic import BaseModel
 
 from .engines.lifecycle import around_fork, watch, when_program_ends
-from .items import Item
 from .replay import SessionSettings
 from .session import AsyncSession, AsyncSQLiteSession, session_id_by_keyword
 from .store import AsyncSessionStore
@@ -144,7 +143,7 @@ class Session:
         return self.async_session.run_key
 
     @_docs_of(AsyncSession.get_items)
-    def get_items(self, limit: int | None = None) -> list[Item]:
+    def get_items(self, limit: int | None = None) -> list[Any]:
         return run_blocking(self.async_session.get_items, limit)
 
     @_docs_of(AsyncSession.add_items)
@@ -152,7 +151,7 @@ class Session:
         run_blocking(self.async_session.add_items, items)
 
     @_docs_of(AsyncSession.pop_item)
-    def pop_item(self) -> Item | None:
+    def pop_item(self) -> Any | None:
         return run_blocking(self.async_session.pop_item)
 
     @_docs_of(AsyncSession.clear_session)
