@@ -262,6 +262,19 @@ async def test_another_programs_database_is_refused_and_left_as_it_is(path: Path
     await _every_way_in(path, StorageError, "another program's database; give agentmem a file of its own")
 
 
+async def test_a_program_that_is_faster_to_make_its_tables_in_an_empty_file_keeps_it(path: Path) -> None:
+    with shell(path) as other:
+        other.execute("PRAGMA journal_mode = wal")
+        other.execute("BEGIN IMMEDIATE")
+        other.execute("CREATE TABLE notes (text)")
+        # Time for the first look at the file, which finds nothing yet, to be over; the second waits for the lock.
+        asyncio.get_running_loop().call_later(0.2, other.execute, "COMMIT")
+        with pytest.raises(StorageError, match="another program's database"):
+            async with AsyncSQLiteSession(path, session_id="user_123", busy_timeout_s=60):
+                pass
+        assert other.execute("SELECT name FROM sqlite_master").fetchall() == [("notes",)]
+
+
 async def test_a_file_of_a_newer_version_is_refused_and_left_as_it_is(path: Path) -> None:
     await add(path, ONE)
     with shell(path) as connection:
