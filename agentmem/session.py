@@ -134,11 +134,15 @@ class AsyncSession:
         await self._open_engine().clear(self.session_id)
 
     def with_settings(self, settings: SessionSettings | None) -> AsyncSession:
-        """Another handle on this session, which replays by other settings. No I/O; closing this one ends it where
-        this one has its own database, so it need not be closed.
+        """Another handle on this session that replays by other settings. No I/O.
+
+        It need not be closed: what this one has open serves both.
+
+        Args:
+            settings: what ``get_items()`` without a limit replays; None: everything.
 
         Raises:
-            TypeError: settings that are none.
+            TypeError: settings that are no ``SessionSettings``.
             SessionClosedError: this handle was closed.
         """
         return AsyncSession(self._open_engine(), self.session_id, settings)

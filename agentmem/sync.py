@@ -158,6 +158,10 @@ class Session:
     def clear_session(self) -> None:
         run_blocking(self.async_session.clear_session)
 
+    @_docs_of(AsyncSession.with_settings)
+    def with_settings(self, settings: SessionSettings | None) -> Session:
+        return Session(self.async_session.with_settings(settings))
+
     @_docs_of(AsyncSession.close)
     def close(self) -> None:
         _close(self.async_session.close)

@@ -44,6 +44,19 @@ async def test_items_come_back_equal_and_as_fresh_objects(make_session: Make) ->
         assert await session.get_items() == second
 
 
+async def test_a_handle_with_other_settings_is_one_on_the_same_session(make_session: Make) -> None:
+    async with make_session(settings=SessionSettings(limit=1)) as session:
+        await session.add_items([HELLO, HELLO])
+        whole = session.with_settings(None)
+        assert (len(await session.get_items()), len(await whole.get_items())) == (1, 2)
+        await whole.close()
+        assert len(await session.get_items()) == 1
+        with pytest.raises(TypeError, match=r"agentmem\.SessionSettings"):
+            session.with_settings({"limit": 1})  # type: ignore[arg-type]  # that is the point
+    with pytest.raises(SessionClosedError):
+        session.with_settings(None)
+
+
 async def test_a_second_handle_continues_the_conversation(make_session: Make) -> None:
     async with make_session() as session:
         await session.add_items([HELLO])

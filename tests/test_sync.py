@@ -308,3 +308,23 @@ def test_run_blocking_passes_arguments_and_results_through() -> None:
 
     call: Callable[..., int] = run_blocking
     assert call(add, 2, right=3) == 5
+
+
+def test_a_program_ends_at_once_though_a_daemon_thread_holds_the_module_to_the_end(path: Path) -> None:
+    script = """
+import sys, threading
+import agentmem
+from agentmem import sync
+
+agentmem.SQLiteSession(sys.argv[1], session_id="user_123").add_items([{"role": "user", "content": "one"}])
+holding = threading.Event()
+
+def hold(module):
+    holding.set()
+    threading.Event().wait()
+
+threading.Thread(target=hold, args=[sync], daemon=True).start()
+holding.wait()
+"""
+    assert run_quietly(script, path) == ""
+    assert SQLiteSession(path, session_id="user_123").get_items() == [ONE]
