@@ -41,6 +41,9 @@ def run(program: str, folder: Path) -> str:
 @pytest.mark.parametrize("title", PRINTING)
 def test_the_program_of_a_section_prints_what_the_section_says(title: str, tmp_path: Path) -> None:
     section = SECTIONS[title]
+    if "from agents.testing import" in section:
+        # `nox -s lowest` tests with an openai that is older than the SDK allows.
+        pytest.importorskip("agents.testing", reason="there is no Agents SDK here that has a scripted model")
     assert run("\n".join(PROGRAM.findall(section)), tmp_path) == "".join(OUTPUT.findall(section))
 
 
