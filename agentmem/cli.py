@@ -99,7 +99,11 @@ def demo(db: str | None) -> None:
 @main.command(cls=_Command)
 @click.option("--session", "session_id", default="default", show_default=True, help="Which conversation.")
 @click.option(
-    "--db", type=click.Path(dir_okay=False), default="conversations.db", show_default=True, help="SQLite file."
+    "--db",
+    type=click.Path(dir_okay=False),
+    default="conversations.db",
+    show_default=True,
+    help="SQLite file, or the URL of a database.",
 )
 @click.option("--model", help="Name of a model; OPENAI_API_KEY and OPENAI_BASE_URL say where it is.")
 @click.option("--offline", is_flag=True, help="A small rule-based model instead: no network, no key.")
@@ -113,7 +117,9 @@ def chat(session_id: str, db: str, model: str | None, offline: bool) -> None:
     chosen: str | Model | None = OfflineModel() if offline else model
     agent = Agent("Assistant", "You are a helpful assistant. Answer briefly.", model=chosen)
     answered = True
-    with SQLiteSession(db, session_id=session_id) as session:
+    store = SessionStore(db)
+    session = store.session(session_id)
+    with store:
         remembered = len(session.get_items())
         _write(f"Session {session_id!r} in {db}: {remembered} items so far.", "dim")
         while text := _ask():

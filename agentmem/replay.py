@@ -86,7 +86,7 @@ def replay_window(items: Sequence[Item], settings: SessionSettings) -> list[Item
     """The part of a whole history, oldest first, that `settings` replay.
 
     Raises:
-        ValueError: ``count_tokens`` returned a negative number.
+        ValueError, TypeError: ``count_tokens`` returned a negative number, or no int.
     """
     if not settings.has_caps:
         return list(items)
@@ -106,6 +106,11 @@ def whole_exchanges(items: Sequence[Item]) -> list[Item]:
 def is_output(item: Item) -> bool:
     """Whether the item is the second half of an exchange: a tool's output or an approval's response."""
     return _kind(item) in OUTPUT_OF
+
+
+def is_call(item: Item) -> bool:
+    """Whether the item is the first half of an exchange: it asks for a tool's output or an approval."""
+    return _kind(item) in _CALLS
 
 
 def is_input_message(item: Item) -> bool:
@@ -168,6 +173,8 @@ def settle_window(items: Sequence[Item], settings: SessionSettings, *, whole: bo
 
 def _tokens(item: Item, count_tokens: Callable[[Item], int]) -> int:
     tokens = count_tokens(item)
+    if isinstance(tokens, bool) or not isinstance(tokens, int):
+        raise TypeError(f"count_tokens returned {tokens!r} for an item of type {_kind(item)!r}; it must be an int")
     if tokens < 0:
         raise ValueError(f"count_tokens returned {tokens} for an item of type {_kind(item)!r}; it must be 0 or more")
     return tokens

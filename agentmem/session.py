@@ -227,7 +227,7 @@ class AsyncSQLiteSession(AsyncSession):
 
     Args:
         db: path of the file, created (readable by its owner alone) if there is none; ":memory:" for a
-            database that only this handle sees.
+            database that only this handle sees, and that stays until it is closed.
         session_id: which conversation; 1 to 1,024 bytes in UTF-8, without NUL.
         settings: what ``get_items()`` without a limit replays; default: everything.
         busy_timeout_s: how long to wait while another process writes, in seconds; then StorageBusyError.

@@ -39,12 +39,13 @@ def _targets(report: Report) -> Iterator[str]:
 
 
 def verdict(target: Target, measured: float) -> str:
-    """Nothing where the target is met; else by how much it is missed, and why."""
+    """Nothing where the target is met; else by how much it is missed, and why as far as that is known."""
     if target.met(measured):
         return ""
     bound = target.at_least if target.at_least is not None else target.at_most
     assert bound is not None
-    return f", **missed by {abs(measured / bound - 1) * 100:.0f} %**: {target.when_missed}"
+    missed = f", **missed by {abs(measured / bound - 1) * 100:.0f} %**"
+    return f"{missed}: {target.when_missed}" if target.when_missed else missed
 
 
 def _about(report: Report) -> str:

@@ -30,7 +30,7 @@ class Target:
     of: Figure | None = None
     at_least: float | None = None
     at_most: float | None = None
-    when_missed: str = "noise of this run; others meet it"
+    when_missed: str = ""
 
     def measured(self, report: Report) -> float | None:
         """The ratio, or the figure itself; None where the run does not have it."""

@@ -23,6 +23,7 @@ def test_a_path_and_its_url_lead_to_one_database(tmp_path: Path, form: str) -> N
     ("db", "options", "error", "message"),
     [
         ("nosql://host/x", {}, ValueError, r"unknown database URL nosql://…; agentmem knows sqlite://"),
+        ("sqlite:///", {}, ValueError, "names no file; write sqlite:///:memory:"),
         ("sqlite://x.db", {}, ValueError, r"names a host; write sqlite:///x\.db for a relative path"),
         ("x.db", {"timeout": 5}, TypeError, "timeout"),
         ("x.db", {"busy_timeout_s": -1}, ValueError, "busy_timeout_s is a number of seconds, 0 or more, got -1"),

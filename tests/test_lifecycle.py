@@ -264,7 +264,20 @@ asyncio.run(main())
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a signal for one process is POSIX's")
-@pytest.mark.parametrize("kind", ["sync", "async"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "sync",
+        pytest.param(
+            "async",
+            marks=pytest.mark.skipif(
+                sys.version_info < (3, 11),
+                reason="Python 3.10's asyncio is interrupted in the middle of any callback, and may lose the one that "
+                "would end a wait (1 of 100 times); since 3.11 it cancels the main task instead",
+            ),
+        ),
+    ],
+)
 def test_ctrl_c_in_the_middle_of_writing_ends_the_program_and_keeps_what_was_acknowledged(
     path: Path, kind: str
 ) -> None:

@@ -919,6 +919,13 @@ def test_a_negative_count_of_tokens_is_a_value_error(tokens: int) -> None:
         replay_window([message("user")], settings)
 
 
+@pytest.mark.parametrize("tokens", [None, "5", 5.0, True])
+def test_a_count_of_tokens_that_is_no_int_is_a_type_error(tokens: Any) -> None:
+    settings = SessionSettings(max_tokens=5, count_tokens=lambda item: tokens)
+    with pytest.raises(TypeError, match=f"count_tokens returned {tokens!r} for an item of type 'message'"):
+        replay_window([message("user")], settings)
+
+
 def test_tokens_are_not_counted_where_nothing_caps_them() -> None:
     def count_tokens(item: JsonObject) -> int:
         raise AssertionError("not asked for")

@@ -28,7 +28,6 @@ from agentmem.items import (
     HandoffOutputItem,
     MessageOutputItem,
     ReasoningItem,
-    RunItem,
     ToolCallItem,
     ToolCallOutputItem,
 )
@@ -185,19 +184,76 @@ async def test_the_input_may_be_items_also_as_pydantic_objects(
     assert await session.get_items() == [*result.input, message("Good")]
 
 
-async def test_an_answer_to_an_approval_request_in_the_history_is_sent_with_it(
-    server: ResponsesServer, model: OpenAIResponsesModel, session: AsyncSQLiteSession
+REQUESTS = {
+    "approval": (
+        {"id": "mcpr_1", "type": "mcp_approval_request", "name": "n", "arguments": "{}", "server_label": "s"},
+        {"type": "mcp_approval_response", "approval_request_id": "mcpr_1", "approve": True},
+    ),
+    "custom tool": (
+        {"id": "ctc_1", "type": "custom_tool_call", "call_id": "custom_1", "name": "n", "input": "x"},
+        {"type": "custom_tool_call_output", "call_id": "custom_1", "output": "y"},
+    ),
+}
+
+
+@pytest.mark.parametrize("request_and_answer", REQUESTS.values(), ids=REQUESTS)
+@pytest.mark.parametrize("limit", [None, 0, 1, 2, 3, 4, 30])
+async def test_a_request_that_the_input_answers_is_sent_with_it_however_narrow_the_window(
+    server: ResponsesServer, model: OpenAIResponsesModel, db: Path, request_and_answer: Any, limit: int | None
 ) -> None:
-    agent = Agent("A", None, model)
-    asked = {"id": "mcpr_1", "type": "mcp_approval_request", "name": "n", "arguments": "{}", "server_label": "s"}
-    server.answer(asked)
-    first = await Runner.run(agent, "Delete it.", session=session)
-    assert first.final_output == ""
-    assert first.new_items == [RunItem(asked, "A")]
-    approval = {"type": "mcp_approval_response", "approval_request_id": "mcpr_1", "approve": True}
-    server.answer(message("Deleted"))
-    await Runner.run(agent, [approval], session=session)
-    assert server.requests[1]["input"] == [user("Delete it."), asked, approval]
+    asked, answer = request_and_answer
+    async with AsyncSQLiteSession(db, session_id="user_123", settings=SessionSettings(limit=limit)) as session:
+        await session.add_items([item for number in range(20) for item in (user(f"a{number}"), message("b"))])
+        server.answer(reasoning(), asked)
+        result = await Runner.run(Agent("A", None, model), "Do it.", session=session)
+        assert result.final_output is None
+        assert [item.raw_item for item in result.new_items] == [reasoning(), asked]
+        server.answer(message("Done"))
+        result = await Runner.run(Agent("A", None, model), [answer], session=session)
+        assert result.final_output == "Done"
+        sent = server.requests[1]["input"]
+        assert sent[-3:] == [reasoning(), asked, answer]
+        assert len(sent) - 3 <= (limit if limit is not None else 100)
+        assert sent == [*result.replayed, answer]
+        assert (await session.get_items(limit=5))[1:] == [reasoning(), asked, answer, message("Done")]
+
+
+@pytest.mark.parametrize("request_and_answer", REQUESTS.values(), ids=REQUESTS)
+async def test_a_request_beside_a_call_ends_the_run_when_the_call_is_answered(
+    server: ResponsesServer, model: OpenAIResponsesModel, session: AsyncSQLiteSession, request_and_answer: Any
+) -> None:
+    asked, answer = request_and_answer
+    weather = Counter()
+    agent = Agent("A", None, model, [weather.tool])
+    server.answer(call("get_weather", city="Nice"), asked)
+    result = await Runner.run(agent, "Do it.", session=session)
+    assert (result.final_output, weather.calls, len(server.requests)) == (None, 1, 1)
+    server.answer(message("Done"))
+    await Runner.run(agent, [answer], session=session)
+    sent = [user("Do it."), call("get_weather", city="Nice"), asked, output("Sunny in Nice"), answer]
+    assert server.requests[1]["input"] == sent
+    assert await session.get_items() == [*sent, message("Done")]
+
+
+async def test_a_hosted_call_that_comes_with_its_output_is_no_request(
+    server: ResponsesServer, model: OpenAIResponsesModel
+) -> None:
+    hosted = {
+        "id": "sh_1",
+        "type": "shell_call",
+        "call_id": "s1",
+        "action": {"commands": ["ls"]},
+        "status": "completed",
+    }
+    gave: dict[str, Any] = {
+        "id": "so_1",
+        "type": "shell_call_output",
+        "call_id": "s1",
+        "output": [],
+        "max_output_length": None,
+    }
+    server.answer(hosted, gave, message("Listed"))
+    assert (await Runner.run(Agent("A", None, model), "List.")).final_output == "Listed"
 
 
 async def test_a_sync_session_is_used_through_its_async_core(

@@ -186,6 +186,8 @@ async def test_readers_cannot_write_and_do_not_checkpoint(path: Path) -> None:
     ("options", "error"),
     [
         ({"busy_timeout_s": -1}, ValueError),
+        ({"busy_timeout_s": "5"}, TypeError),
+        ({"busy_timeout_s": True}, TypeError),
         ({"busy_timeout_s": float("inf")}, ValueError),
         ({"busy_timeout_s": float("nan")}, ValueError),
         ({"durability": "none"}, ValueError),

@@ -337,6 +337,17 @@ def test_a_handle_that_is_closed_on_one_event_loop_closes_on_the_others_too(path
     holds_again(before)
 
 
+def test_a_handle_that_is_closed_elsewhere_while_its_event_loop_stands_still_is_closed_all_the_same(path: Path) -> None:
+    before = holdings()
+    session = AsyncSQLiteSession(path, session_id="user_123")
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(session.add_items([ONE]))
+    asyncio.run(session.close())
+    wait_until(lambda: files(path) == {path.name})
+    loop.close()
+    holds_again(before)
+
+
 @contextlib.contextmanager
 def _loop_in_a_thread() -> Iterator[asyncio.AbstractEventLoop]:
     async def main() -> None:

@@ -69,4 +69,6 @@ def _split(db: str | os.PathLike[str]) -> tuple[str, str | os.PathLike[str]]:
         return scheme, db
     if not rest.startswith("/"):
         raise ValueError(f"{db!r} names a host; write {scheme}:///{rest} for a relative path, four slashes for others")
-    return scheme, rest[1:] or ":memory:"
+    if rest == "/":
+        raise ValueError(f"{db!r} names no file; write {scheme}:///:memory: for a database in memory")
+    return scheme, rest[1:]

@@ -56,6 +56,8 @@ class SQLiteEngine(Engine):
         durability: Literal["full", "normal"] = "full",
         takes_over: SDKTables | None = None,
     ) -> None:
+        if isinstance(busy_timeout_s, bool) or not isinstance(busy_timeout_s, (int, float)):
+            raise TypeError(f"busy_timeout_s is a number of seconds, got {busy_timeout_s!r}")
         if not 0 <= busy_timeout_s < float("inf"):
             raise ValueError(f"busy_timeout_s is a number of seconds, 0 or more, got {busy_timeout_s!r}")
         if durability not in ("full", "normal"):

@@ -42,7 +42,9 @@ ERRORS = {
     12: _Meaning("unknown operation", StorageError, "a defect in agentmem; please report it"),
     13: _Meaning("database or disk is full", StorageFullError, "nothing was written; make room and try again"),
     14: _Meaning(
-        "unable to open database file", StorageError, "check that it is a file, and its and its folder's permissions"
+        "unable to open database file",
+        StorageError,
+        "check that it is a file, its and its folder's permissions, and that the disk may be written, as WAL needs",
     ),
     15: _Meaning("locking protocol", StorageBusyError, "too many processes open the file at once; try again"),
     16: _Meaning("table contains no data", StorageError, "a defect in SQLite; upgrade it"),

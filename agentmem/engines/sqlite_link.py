@@ -255,6 +255,8 @@ def create_private(path: str) -> None:
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise StorageFullError(f"cannot create {path}: {error.strerror}; make room and try again") from error
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                raise StorageError(f"cannot create {path}: {error.strerror}; close some, or raise the limit") from error
             folder = os.path.dirname(path)
             advice = "choose a folder that can be written" if os.path.isdir(folder) else "create its folder first"
             raise StorageError(f"cannot create {path}: {error.strerror}; {advice}") from error

@@ -288,7 +288,7 @@ async def close_unused(pool: Pool) -> None:
     """Close a pool that nobody uses any more, on its own event loop."""
     if pool.loop is asyncio.get_running_loop():
         await pool.close()
-    elif pool.loop.is_closed():
+    elif not pool.loop.is_running():  # it may never run again
         pool.abandon()
     else:
         asyncio.run_coroutine_threadsafe(pool.close(), pool.loop)

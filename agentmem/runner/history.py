@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from ..items import Item
-from ..replay import is_input_message, is_output
+from ..replay import is_input_message, is_output, whole_exchanges
 from .agent import Agent, handoff_output
 
 _TAIL = 16
@@ -42,6 +42,33 @@ def async_session(session: Any) -> SessionLike | None:
     if core is not None and not all(hasattr(core, name) for name in ("session_id", "get_items", "add_items")):
         raise TypeError(f"session is an agentmem session or has the methods of one (as the SDK's), got {session!r}")
     return core  # type: ignore[no-any-return]  # checked as far as a structural type can be
+
+
+async def history_for(session: SessionLike | None, given: list[Item], window: list[Item]) -> list[Item]:
+    """What is sent before the input: the window's whole exchanges, and those that the input makes whole.
+
+    A capped window leaves out what is not answered yet, such as a request for approval. Where the input answers it, it
+    is sent, however narrow the window.
+    """
+    whole = whole_exchanges([*window, *given])
+    limit = max(_TAIL, 2 * len(window))
+    while session is not None and _answers_what_is_not_in(whole, given):
+        tail = await session.get_items(limit=limit)
+        before = whole_exchanges(tail)
+        whole = whole_exchanges([*tail, *given])
+        found = len(before) >= len(window) and not _answers_what_is_not_in(whole, given)
+        if found or len(tail) < limit:
+            beyond_window = set(map(id, before[: max(0, len(before) - len(window))]))
+            whole = [item for item in whole if id(item) not in beyond_window]
+            break
+        limit *= 4
+    ours = set(map(id, given))
+    return [item for item in whole if id(item) not in ours]
+
+
+def _answers_what_is_not_in(whole: list[Item], given: list[Item]) -> bool:
+    known = set(map(id, whole))
+    return any(is_output(item) and id(item) not in known for item in given)
 
 
 async def unfinished_turn(session: SessionLike, given: list[Item], window: list[Item]) -> list[Item] | None:

@@ -30,11 +30,11 @@ from ..items import (
     encode_items,
     message_text,
 )
-from ..replay import is_output, replay_window, whole_exchanges
+from ..replay import is_call, is_output, replay_window, whole_exchanges
 from .agent import Agent, handoff_output
 from .config import RunConfig
 from .context import RunContext
-from .history import SessionLike, last_agent, unfinished_turn
+from .history import SessionLike, history_for, last_agent, unfinished_turn
 from .model import Model, ModelRequest, ModelResponse, StreamingModel, Usage, resolve_model
 from .result import RunResult
 from .stream import Emit, TextDelta
@@ -84,10 +84,7 @@ class Run:
         window = await self._window()
         turn = await unfinished_turn(self.session, self.given, window) if self.session is not None else None
         if turn is None:
-            # Together, because the input may answer what the history asks (an approval).
-            given = {id(item) for item in self.given}
-            whole = whole_exchanges([*window, *self.given])
-            history, current = [item for item in whole if id(item) not in given], self.given
+            history, current = await history_for(self.session, self.given, window), self.given
             self.unstored = self.given
         else:
             # However narrow the window: a turn that is under way is sent whole, as in the run that began it.
@@ -127,16 +124,18 @@ class Run:
         response = await self._ask()
         self.usage += response.usage
         calls = [item for item in response.output if item.get("type") == "function_call"]
-        final = None if calls else speaker.parse(_last_text(response.output))
         outputs, heir = await self._answer(calls)
-        await self._store([*response.output, *(output.raw_item for output in outputs)])
+        produced = [*response.output, *(output.raw_item for output in outputs)]
+        asks_for_more = _asks_for_more(produced)
+        final = None if calls or asks_for_more else speaker.parse(_last_text(response.output))
+        await self._store(produced)
         self.new_items += [_typed(item, speaker) for item in response.output]
         self.new_items += outputs
         self.exchanges += len(outputs)
         self.agent = heir
-        if calls:
+        if calls and not asks_for_more:
             return None
-        return RunResult(final, self.new_items, self.usage, speaker, self.given, self.replayed)
+        return RunResult(final, self.new_items, self.usage, heir, self.given, self.replayed)
 
     async def _ask(self) -> ModelResponse:
         config = self.config
@@ -269,6 +268,12 @@ def _kind(item: Item) -> str:
 def _last_text(output: list[Item]) -> str:
     messages = [item for item in output if _kind(item) == "message"]
     return message_text(messages[-1]) if messages else ""
+
+
+def _asks_for_more(produced: list[Item]) -> bool:
+    """Whether the model asks for what only the caller can give, such as an approval."""
+    whole = set(map(id, whole_exchanges(produced)))
+    return any(is_call(item) and id(item) not in whole for item in produced)
 
 
 def _less(items: list[Item], without: list[Item]) -> list[Item]:

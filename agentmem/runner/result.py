@@ -16,7 +16,7 @@ class RunResult:
 
     Attributes:
         final_output: text of the last message ("" where the model sent none), or an object of the last
-            agent's ``output_type``.
+            agent's ``output_type``. None where the model asks for what only the caller can give.
         new_items: what the run produced, oldest first, typed; the input is not among them.
         usage: the sum over all model calls.
         last_agent: the agent that gave the final output; give it to the next run to go on with it.

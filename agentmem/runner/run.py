@@ -69,6 +69,10 @@ class Runner:
         Each model call gets the session's replay window (less incomplete exchanges), the input, and what the run
         has produced. After each one, what is new is appended in one batch: the first time with the input.
 
+        **Requests.** A model may ask for what only the caller can give: an approval, a computer's action, the output
+        of a custom tool. That ends the run; the request is the last of ``new_items``' calls without an output, and
+        waits in the session. It is replayed with its answer: give that as the next run's input.
+
         **Retrying.** If a run fails, run again with the same input, or with an empty list. Where the session
         ends with that input followed by tool outputs and no answer, the run goes on from there: it neither
         stores the input again nor repeats the tools, and starts with the agent that was handed to.
