@@ -948,7 +948,7 @@ async def test_a_session_in_memory_that_was_dropped_unclosed_is_never_found_by_a
 
 
 async def test_a_store_in_memory_is_shared_by_its_sessions_alone() -> None:
-    async with AsyncSessionStore(":memory:") as store, AsyncSessionStore("sqlite://" + "/") as other:
+    async with AsyncSessionStore(":memory:") as store, AsyncSessionStore("sqlite:///:memory:") as other:
         await store.session("user_123").add_items([ONE])
         assert await store.session("user_123").get_items() == [ONE]
         assert await other.session("user_123").get_items() == []
