@@ -5,15 +5,19 @@ from __future__ import annotations
 import importlib.util
 import os
 import sqlite3
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
+import openai
 import pytest
 from hypothesis import HealthCheck, settings
+from responses_server import ResponsesServer, responses_server
 
+from agentmem import AsyncSQLiteSession
 from agentmem.engines import ENGINES
 from agentmem.engines import open_engine as open_by_url
 from agentmem.engines.base import Engine
+from agentmem.runner import OpenAIResponsesModel
 
 REPO = Path(os.environ.get("AGENTMEM_REPO") or Path(__file__).parents[1]).resolve()
 """The repository, with README.md and examples/. The tests may run from anywhere, on an installed agentmem."""
@@ -87,3 +91,30 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def open_engine(database_url: str) -> Callable[[], Engine]:
     """Opens the same database anew with each call, as another handle would."""
     return lambda: open_by_url(database_url)
+
+
+@pytest.fixture
+def server() -> Iterator[ResponsesServer]:
+    """A real server that speaks the Responses API."""
+    with responses_server() as running:
+        yield running
+
+
+@pytest.fixture
+async def model(server: ResponsesServer) -> AsyncIterator[OpenAIResponsesModel]:
+    """A model behind that server, through a real client that does not retry."""
+    async with openai.AsyncOpenAI(api_key="k", base_url=server.url, max_retries=0) as client:
+        yield OpenAIResponsesModel("test-model", client)
+
+
+@pytest.fixture
+def db(tmp_path: Path) -> Path:
+    """Where the session's file is."""
+    return tmp_path / "conversations.db"
+
+
+@pytest.fixture
+async def session(db: Path) -> AsyncIterator[AsyncSQLiteSession]:
+    """A real session that is open."""
+    async with AsyncSQLiteSession(db, session_id="user_123") as opened:
+        yield opened

@@ -6,13 +6,13 @@ Every model here is strict (``sdk.StrictModel``): half an exchange in what reach
 from __future__ import annotations
 
 import importlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from openai import AsyncOpenAI, InternalServerError
-from responses_server import ResponsesServer, responses_server
+from responses_server import ResponsesServer
 from sdk import VERSION, agent, agents, call, message, outline, reasoning, run, sent, stored, stream
 
 from agentmem import AsyncSQLiteSession, SessionSettings
@@ -26,24 +26,12 @@ TURN = [
 ]
 
 
-@pytest.fixture
-async def session(tmp_path: Path) -> AsyncIterator[AsyncSQLiteSession]:
-    async with AsyncSQLiteSession(tmp_path / "sdk.db", session_id="user_123") as session:
-        yield session
-
-
 async def one_turn(drive: Any, session: Any) -> None:
     """A run with parallel calls and reasoning."""
     asked = agent(
         [reasoning("rs_1"), call("a", after="rs_1"), call("b")], [reasoning("rs_2"), message("Alike.", after="rs_2")]
     )
     await drive(asked, "Compare", session=session)
-
-
-@pytest.fixture
-def server() -> Iterator[ResponsesServer]:
-    with responses_server() as running:
-        yield running
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from types import MappingProxyType
 
 import click
 import pytest
-from responses_server import ResponsesServer, message, responses_server
+from responses_server import ResponsesServer, message
 
 from agentmem import SQLiteSession
 from agentmem.cli import main
@@ -88,12 +88,6 @@ def contents(database: Path, session_id: str = "default") -> list[str]:
 def answers(output: str) -> list[str]:
     """What a chat answered; prompts stand before an answer, because a pipe does not echo what is typed."""
     return re.findall(r"^(?:you> )+Assistant: (.*)$", output, re.MULTILINE)
-
-
-@pytest.fixture
-def server() -> Iterator[ResponsesServer]:
-    with responses_server() as running:
-        yield running
 
 
 @pytest.fixture

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
-from responses_server import ResponsesServer, call, message, responses_server
+from responses_server import ResponsesServer, call, message
 
 from agentmem import SessionSettings
 from agentmem.errors import RunError, StorageError
@@ -32,21 +32,9 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-def server() -> Iterator[ResponsesServer]:
-    with responses_server() as running:
-        yield running
-
-
-@pytest.fixture
 async def model(server: ResponsesServer) -> AsyncIterator[OpenAIResponsesModel]:
     async with openai.AsyncOpenAI(api_key="k", base_url=server.url, max_retries=0) as client:
         yield OpenAIResponsesModel("test-model", client, settings={"temperature": 1, "top_p": 0.5})
-
-
-@pytest.fixture
-async def session(tmp_path: Path) -> AsyncIterator[AsyncSQLiteSession]:
-    async with AsyncSQLiteSession(tmp_path / "conversations.db", session_id="user_123") as opened:
-        yield opened
 
 
 def user(text: str) -> Item:

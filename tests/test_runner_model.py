@@ -8,14 +8,14 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import anyio
 import anyio.to_thread
 import openai
 import pytest
-from responses_server import ResponsesServer, call, message, reasoning, response, responses_server
+from responses_server import ResponsesServer, call, message, reasoning, response
 
 from agentmem.errors import ModelError
 from agentmem.runner import Agent, Model, OfflineModel, OpenAIResponsesModel, Runner, Usage, function_tool
@@ -25,12 +25,6 @@ from agentmem.runner.model import ModelRequest
 pytestmark = pytest.mark.anyio
 
 HELLO = ModelRequest([{"role": "user", "content": "Hi"}])
-
-
-@pytest.fixture
-def server() -> Iterator[ResponsesServer]:
-    with responses_server() as running:
-        yield running
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,6 @@ import asyncio
 import functools
 import json
 import threading
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ import openai
 import pytest
 from openai.types.responses import ResponseOutputMessage
 from pydantic import BaseModel
-from responses_server import ResponsesServer, call, message, reasoning, responses_server
+from responses_server import ResponsesServer, call, message, reasoning
 
 from agentmem.errors import InvalidItemError, MaxTurnsExceeded, ModelError, RunError, ToolError
 from agentmem.items import (
@@ -56,29 +55,6 @@ def user(text: str) -> dict[str, Any]:
 
 def output(text: str, call_id: str = "call_1") -> dict[str, Any]:
     return {"type": "function_call_output", "call_id": call_id, "output": text}
-
-
-@pytest.fixture
-def server() -> Iterator[ResponsesServer]:
-    with responses_server() as running:
-        yield running
-
-
-@pytest.fixture
-async def model(server: ResponsesServer) -> AsyncIterator[OpenAIResponsesModel]:
-    async with openai.AsyncOpenAI(api_key="k", base_url=server.url, max_retries=0) as client:
-        yield OpenAIResponsesModel("test-model", client)
-
-
-@pytest.fixture
-def db(tmp_path: Path) -> Path:
-    return tmp_path / "conversations.db"
-
-
-@pytest.fixture
-async def session(db: Path) -> AsyncIterator[AsyncSQLiteSession]:
-    async with AsyncSQLiteSession(db, session_id="user_123") as opened:
-        yield opened
 
 
 class ListSession:

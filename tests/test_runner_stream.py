@@ -8,15 +8,13 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import anyio
 import anyio.to_thread
-import openai
 import pytest
-from responses_server import ResponsesServer, call, message, reasoning, response, responses_server
+from responses_server import ResponsesServer, call, message, reasoning, response
 from stepping import TASK_FACTORIES, CycleLoop, cycle_loops
 
 from agentmem.engines.batching import UncancellableTask
@@ -49,24 +47,6 @@ pytestmark = pytest.mark.anyio
 
 WAIT_S = 30.0
 HI = {"role": "user", "content": "Hi"}
-
-
-@pytest.fixture
-def server() -> Iterator[ResponsesServer]:
-    with responses_server() as running:
-        yield running
-
-
-@pytest.fixture
-async def model(server: ResponsesServer) -> AsyncIterator[OpenAIResponsesModel]:
-    async with openai.AsyncOpenAI(api_key="k", base_url=server.url, max_retries=0) as client:
-        yield OpenAIResponsesModel("test-model", client)
-
-
-@pytest.fixture
-async def session(tmp_path: Path) -> AsyncIterator[AsyncSQLiteSession]:
-    async with AsyncSQLiteSession(tmp_path / "conversations.db", session_id="user_123") as opened:
-        yield opened
 
 
 def output(text: str, call_id: str = "call_1") -> dict[str, Any]:
