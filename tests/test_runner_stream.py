@@ -13,6 +13,7 @@ from typing import Any
 
 import anyio
 import anyio.to_thread
+import openai
 import pytest
 from responses_server import ResponsesServer, call, message, reasoning, response
 from stepping import TASK_FACTORIES, CycleLoop, cycle_loops
@@ -270,7 +271,9 @@ async def test_an_error_in_the_stream_is_a_model_error(
     server: ResponsesServer, model: OpenAIResponsesModel, event: bytes
 ) -> None:
     server.answer_raw(b"event: error\ndata: " + event + b"\n\n", "text/event-stream")
-    with pytest.raises(ModelError, match="Slow down"):
+    # The oldest client that is allowed (1.90) drops the first kind, and leaves a stream without an end.
+    dropped = openai.__version__.startswith("1.") and event.startswith(b'{"type"')
+    with pytest.raises(ModelError, match="ended before the answer did" if dropped else "Slow down"):
         await Runner.run_streamed(Agent("A", None, model), "Hi").result()
 
 
