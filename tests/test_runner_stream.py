@@ -447,7 +447,8 @@ async def test_closing_raises_what_the_run_had_failed_with_if_nobody_was_told(
 ) -> None:
     server.answer(message("Hello"), cut=True)
     stream = Runner.run_streamed(Agent("A", None, model), "Hi")
-    await first_delta(stream)
+    events = aiter(stream)  # kept: dropping it would end the run
+    assert isinstance(await anext(events), TextDelta)
     assert stream._run is not None
     await asyncio.wait([stream._run])
     with pytest.raises(ModelError, match="ended before the answer did"):
