@@ -10,12 +10,12 @@ import anyio
 import pytest
 from stepping import TASK_FACTORIES, CycleLoop, cycle_loops
 
-from agentmem.engines.batching import Batcher, Job, UncancellableTask, despite_cancellation
+from agentmem.engines.batching import Batcher, Done, Job, UncancellableTask, despite_cancellation
 
 pytestmark = pytest.mark.anyio
 
 
-WHOLE_BATCH = 1000
+WHOLE_BATCH, REFUSED = 1000, 1001
 
 
 class Serving:
@@ -23,6 +23,7 @@ class Serving:
 
     def __init__(self, *, lanes: int = 1, most: int = 100, is_open: bool = False) -> None:
         self.batches: list[list[int]] = []
+        self.tasks: list[asyncio.Task[None]] = []
         self.at_once = self.most_at_once = 0
         self.gate = asyncio.Event()
         self.begun = asyncio.Event()
@@ -30,7 +31,12 @@ class Serving:
             self.gate.set()
         self.batcher: Batcher[int] = Batcher(self.serve, lanes=lanes, most=most)
 
-    async def serve(self, lane: int, jobs: list[Job[int]]) -> None:
+    def serve(self, lane: int, jobs: list[Job[int]], done: Done) -> None:
+        if jobs[0].work == REFUSED:
+            raise LookupError("the whole batch")
+        self.tasks.append(UncancellableTask(self.double(jobs, done), loop=asyncio.get_running_loop()))
+
+    async def double(self, jobs: list[Job[int]], done: Done) -> None:
         self.batches.append([job.work for job in jobs])
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
@@ -40,9 +46,9 @@ class Serving:
         for job in jobs:
             if job.work < 0:
                 job.error = ValueError(job.work)
-            elif job.work == WHOLE_BATCH:
-                raise LookupError("the whole batch")
             job.result = job.work * 2
+        failed = any(job.work == WHOLE_BATCH for job in jobs)
+        done(LookupError("the whole batch") if failed else None)
 
     async def call(self, number: int) -> object:
         job = await self.batcher.submit(number)
@@ -96,10 +102,14 @@ async def test_a_call_that_fails_alone_leaves_its_batch_alone() -> None:
     assert outcomes[2] == 6
 
 
-async def test_what_serving_raises_fails_the_batch_and_the_next_one_is_served() -> None:
+@pytest.mark.parametrize("whole", [(1, WHOLE_BATCH), (REFUSED, 1)], ids=["served", "not even begun"])
+async def test_what_fails_a_whole_batch_fails_each_call_in_it_and_the_next_batch_is_served(
+    whole: tuple[int, int],
+) -> None:
     serving = Serving(most=2, is_open=True)
-    outcomes = await asyncio.gather(*(serving.call(number) for number in (1, WHOLE_BATCH, 3)), return_exceptions=True)
+    outcomes = await asyncio.gather(*(serving.call(number) for number in (*whole, 3)), return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [LookupError, LookupError, int]
+    await serving.batcher.drain()
 
 
 async def test_a_call_that_is_cancelled_in_the_queue_is_not_served() -> None:

@@ -32,8 +32,8 @@ def _nothing_is_left_open() -> Iterator[None]:
     assert not sqlite_link._connecting
 
 
-def nothing(raw: WorkerConnection) -> None:
-    """Prepare a connection that needs no preparation."""
+def nothing(_: object) -> None:
+    """Prepare a connection that needs no preparation; wait for no outcome."""
 
 
 async def open_link(path: Path) -> Link:
@@ -82,7 +82,7 @@ async def test_closing_from_another_thread_waits_for_the_hop_and_the_next_one_fi
     link = await open_link(path)
     hop = asyncio.ensure_future(link.hop(function))
     await asyncio.to_thread(begun.wait)
-    closing = threading.Thread(target=link.raw.close)
+    closing = threading.Thread(target=link.raw.disconnect)
     closing.start()
     assert link.raw in sqlite_link._live
     go_on.set()
@@ -115,13 +115,45 @@ async def test_where_connecting_fails_the_thread_has_ended_when_that_is_raised(p
         assert threads() == before
 
 
-async def test_after_the_programs_end_has_closed_a_connection_a_call_says_so(path: Path) -> None:
+async def test_a_connection_that_was_stopped_has_run_what_was_sent_before_and_is_lost_for_what_comes_later(
+    path: Path,
+) -> None:
     link = await open_link(path)
+    ran: list[int] = []
+    hops = [asyncio.ensure_future(link.hop(lambda raw, number=number: ran.append(number))) for number in range(9)]
+    await asyncio.sleep(0)
     await asyncio.to_thread(sqlite_link.stop_all, [link])
+    assert ran == list(range(9))
+    await asyncio.gather(*hops)
     assert not link.raw.thread.is_alive()
-    with pytest.raises(StorageError, match="the program is ending"):
+    assert link.is_lost()
+    with pytest.raises(ConnectionLost):
         await link.hop(nothing)
     await link.close()
+    await link.close()
+
+
+def test_an_event_loop_that_is_closed_under_a_hop_is_no_error_in_the_connections_thread(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def function(raw: WorkerConnection) -> None:
+        begun.set()
+        go_on.wait()
+
+    errors: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", errors.append)
+    loop = asyncio.new_event_loop()
+    link = loop.run_until_complete(open_link(path))
+    loop.call_soon(link.send, function, nothing)
+    loop.call_soon(loop.stop)
+    loop.run_forever()
+    begun.wait()
+    loop.close()
+    go_on.set()
+    link.stop()
+    assert errors == []
 
 
 def test_a_file_is_the_same_until_it_is_deleted_replaced_or_emptied(path: Path) -> None:

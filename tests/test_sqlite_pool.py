@@ -145,13 +145,13 @@ async def test_the_connection_that_writes_is_the_last_to_close_so_that_no_reader
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     closed: list[bool] = []
-    close = sqlite_link.WorkerConnection.close
+    disconnect = sqlite_link.WorkerConnection.disconnect
 
-    def note_and_close(self: sqlite_link.WorkerConnection) -> None:
+    def note_and_disconnect(self: sqlite_link.WorkerConnection) -> None:
         closed.append(self.is_writer)
-        close(self)
+        disconnect(self)
 
-    monkeypatch.setattr(sqlite_link.WorkerConnection, "close", note_and_close)
+    monkeypatch.setattr(sqlite_link.WorkerConnection, "disconnect", note_and_disconnect)
     async with AsyncSQLiteSession(path, session_id="user_123") as session:
         await asyncio.gather(*(session.get_items() for _ in range(1000)), session.add_items([ONE]))
     assert closed == [False] * READERS + [True]

@@ -4,8 +4,8 @@ A :class:`Batcher` queues calls and hands all that wait to ``serve`` at once, on
 it has. Under load the batches grow by themselves, so there is nothing to tune.
 
 Cancellation: a call that is still queued leaves the queue; one that is being served waits for its outcome
-and raises the cancellation then. The lanes themselves cannot be cancelled, because they serve everybody; nor
-can what runs in :func:`despite_cancellation`.
+and raises the cancellation then. The lanes themselves cannot be cancelled, because they are callbacks and no tasks;
+nor can what runs in :func:`despite_cancellation`.
 
 One Batcher belongs to one event loop; it has no locks because everything here runs on that loop.
 """
@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from anyio import CancelScope
@@ -67,29 +68,35 @@ class Job(Generic[W]):
             self.wake.set_result(None)
 
 
+Done = Callable[[BaseException | None], None]
+"""Called on the event loop when a batch was served, with what failed all of it."""
+
+
 class Batcher(Generic[W]):
     """A queue of calls on one event loop.
 
     Args:
-        serve: gives each job of a batch its result or error; what it raises fails the whole batch.
-        lanes: how many batches are served at a time; the first argument of ``serve`` is the lane, from 0.
+        serve: has each job of a batch given its result or error, and then calls ``done``, later, on the event loop.
+            The first argument is the lane, from 0. What it raises fails the whole batch.
+        lanes: how many batches are served at a time.
         most: the largest batch.
     """
 
-    def __init__(self, serve: Callable[[int, list[Job[W]]], Awaitable[None]], *, lanes: int, most: int) -> None:
+    def __init__(self, serve: Callable[[int, list[Job[W]], Done], None], *, lanes: int, most: int) -> None:
         self._serve = serve
         self._most = most
         self._waiting: deque[Job[W]] = deque()
+        self._lanes = lanes
         self._idle = list(range(lanes))[::-1]
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._starting = False
+        self._is_planned = False
+        self._drained: list[asyncio.Future[None]] = []
 
     async def submit(self, work: W) -> Job[W]:
         """Queue `work` and wait until it was served; the caller looks at the job's result or error."""
         loop = asyncio.get_running_loop()
         job = Job(work, loop.create_future())
         self._waiting.append(job)
-        self._start_lane()
+        self._plan(loop)
         try:
             await job.wake
             return job
@@ -111,47 +118,53 @@ class Batcher(Generic[W]):
 
     async def drain(self) -> None:
         """Wait until nothing is queued or being served."""
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+        while self._waiting or len(self._idle) < self._lanes:
+            drained = asyncio.get_running_loop().create_future()
+            self._drained.append(drained)
+            await drained
 
-    def _start_lane(self) -> None:
-        while self._waiting and self._waiting[0].withdrawn:
-            self._waiting.popleft()
-        # A lane that was started but has not run yet will take whatever is queued by then: one is enough.
-        if self._idle and self._waiting and not self._starting:
-            self._starting = True
-            task = UncancellableTask(self._run_lane(self._idle.pop()), loop=asyncio.get_running_loop())
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+    def _plan(self, loop: asyncio.AbstractEventLoop) -> None:
+        # Not at once: what is called in the same cycle of the event loop, or by the callers that were just answered,
+        # joins the batch.
+        if self._idle and self._waiting and not self._is_planned:
+            self._is_planned = True
+            loop.call_soon(self._start, loop)
 
-    async def _run_lane(self, lane: int) -> None:
-        try:
-            while batch := self._take():
-                try:
-                    await self._serve(lane, batch)
-                except BaseException as error:
-                    for job in batch:
-                        job.error = error
-                    if not isinstance(error, Exception):
-                        raise
-                finally:
-                    for job in batch:
-                        job.finish()
-                # The callers that were just answered run first, so that what they ask for next joins the batch.
-                if not self._waiting:
-                    await asyncio.sleep(0)
-        finally:
-            self._idle.append(lane)
-            self._starting = False
-            self._start_lane()  # nothing waits here, unless serving raised what is no Exception
+    def _start(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._is_planned = False
+        if batch := self._take():
+            lane = self._idle.pop()
+            done = partial(self._finish, loop, lane, batch)
+            try:
+                self._serve(lane, batch, done)
+            except BaseException as error:
+                done(error)
+                if not isinstance(error, Exception):
+                    raise
+        self._go_on(loop)  # with what is left
 
     def _take(self) -> list[Job[W]]:
-        self._starting = False
         batch: list[Job[W]] = []
         while self._waiting and len(batch) < self._most:
             job = self._waiting.popleft()
             if not job.withdrawn:
                 job.begun = True
                 batch.append(job)
-        self._start_lane()  # for what is left
         return batch
+
+    def _finish(
+        self, loop: asyncio.AbstractEventLoop, lane: int, batch: list[Job[W]], error: BaseException | None
+    ) -> None:
+        self._idle.append(lane)
+        for job in batch:
+            job.error = job.error or error
+            job.finish()
+        self._go_on(loop)
+
+    def _go_on(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._plan(loop)
+        if not self._waiting and len(self._idle) == self._lanes:
+            for drained in self._drained:
+                if not drained.done():
+                    drained.set_result(None)
+            self._drained.clear()

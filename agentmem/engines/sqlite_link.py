@@ -2,10 +2,10 @@
 
 Rules kept here:
 
-- A whole batch is one hop to the connection's thread and back: a hop costs 60 to 100 µs on a small machine,
-  about as much as ten reads.
-- What awaits here runs in an ``UncancellableTask``: aiosqlite loses a connection whose opening is cancelled, and
-  goes on with a hop whose caller is.
+- A whole batch is one message to the connection's thread and one back. The thread is aiosqlite's, but it serves what
+  is sent to it here: with aiosqlite's own way there and back for each batch, reading the last 20 items took 82 µs
+  where this takes 58 (most of it is two cores that wake each other, and hand over Python's interpreter lock).
+- What awaits here runs in an ``UncancellableTask``: aiosqlite loses a connection whose opening is cancelled.
 - SQLite never crosses a fork: every connection to a file is closed before it (``ConnectionLost`` tells the
   pool to open another).
 - The file that was opened must still be the one at its path.
@@ -13,11 +13,13 @@ Rules kept here:
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable
+from queue import SimpleQueue
 from typing import Any, Generic, TypeVar, cast
 from weakref import WeakSet
 
@@ -32,23 +34,27 @@ MEMORY = ":memory:"
 
 
 class ConnectionLost(Exception):  # noqa: N818  no error of the caller's: the pool opens a new connection
-    """The connection was closed between two hops, because of a fork or a replaced file."""
+    """The connection was closed between two messages: by a fork, a replaced file, or the program's end."""
 
 
 class WorkerConnection(sqlite3.Connection):
-    """An SQLite connection that runs a whole function in one hop to its thread.
+    """An SQLite connection whose thread runs the functions that are sent to it, one after the other.
 
-    aiosqlite passes ``factory=`` on to sqlite3 and calls ``execute`` in the connection's own thread, so a
-    :class:`Hop` given as a statement's parameters runs there, with the connection.
+    aiosqlite passes ``factory=`` on to sqlite3, and calls two methods of what it gets in the connection's own thread:
+    ``execute``, which takes :class:`_HandOver` for parameters here, and ``close`` when it is told to stop.
     """
 
     def __init__(self, database: str, *args: Any, **kwargs: Any) -> None:
-        self.lock = threading.Lock()  # held while a hop runs, and while it closes
+        self.lock = threading.Lock()  # held while a function runs, and while the connection closes
         self.alive = False
         self.is_writer = False
         self.in_memory = database == MEMORY
         self.file: FileIdentity | None = None  # of the one that writes
         self.thread = threading.current_thread()
+        self._inbox: SimpleQueue[Hop[Any] | None] = SimpleQueue()
+        self._ending = threading.Lock()  # nothing may be sent that the thread would never see
+        self._is_told_to_end = self._has_ended = False
+        self._at_end: list[Callable[[], object]] = []
         watch(self.thread)
         with _opening:
             super().__init__(database, *args, **kwargs)
@@ -56,13 +62,49 @@ class WorkerConnection(sqlite3.Connection):
             _live.add(self)
 
     def execute(self, sql: str, parameters: Any = (), /) -> Any:
-        if isinstance(parameters, Hop):
-            parameters.run(self)
-            return parameters
+        if isinstance(parameters, _HandOver):
+            return parameters.run(self)
         return super().execute(sql, parameters)
 
     def close(self) -> None:
-        """Close, from any thread, once the hop under way is done."""
+        """Serve what is sent, in the connection's own thread, until told to end; then close."""
+        while (hop := self._inbox.get()) is not None:
+            hop.run(self)
+            del hop  # else it would keep what it read until the next one comes
+        self.disconnect()
+        with self._ending:
+            self._has_ended = True
+        for callback in self._at_end:
+            callback()
+
+    def is_lost(self) -> bool:
+        """Whether nothing that is sent now would be run."""
+        return not self.alive or self._is_told_to_end
+
+    def send(self, hop: Hop[Any]) -> None:
+        """Have `hop` run in the connection's thread, after those that were sent before.
+
+        Raises:
+            ConnectionLost: the thread has ended or is about to.
+        """
+        with self._ending:
+            if self._is_told_to_end:
+                raise ConnectionLost
+            self._inbox.put(hop)
+
+    def end(self, then: Callable[[], object] = lambda: None) -> None:
+        """Have the thread end when it has run what was sent, and then call `then`, in whatever thread."""
+        with self._ending:
+            if not self._has_ended:
+                self._at_end.append(then)
+                if not self._is_told_to_end:
+                    self._is_told_to_end = True
+                    self._inbox.put(None)
+                return
+        then()
+
+    def disconnect(self) -> None:
+        """Close the connection, from any thread, once the function under way is done. The thread goes on."""
         with self.lock:
             moved = self.file if self.alive and self.file is not None and not self.file.is_at_its_path() else None
             if moved is not None:
@@ -80,12 +122,25 @@ class WorkerConnection(sqlite3.Connection):
 
 
 class Hop(Generic[T]):
-    """A function on its way to a connection's thread, and its outcome on the way back."""
+    """A function on its way to a connection's thread, and its outcome on the way back.
 
-    __slots__ = ("error", "function", "result")
+    Args:
+        function: is called with the connection, in its thread.
+        loop: the event loop that waits for the outcome.
+        done: is called there, with this hop, whose `result` or `error` is set.
+    """
 
-    def __init__(self, function: Callable[[WorkerConnection], T]) -> None:
-        self.function = function
+    __slots__ = ("_done", "_function", "_loop", "error", "result")
+
+    def __init__(
+        self,
+        function: Callable[[WorkerConnection], T],
+        loop: asyncio.AbstractEventLoop,
+        done: Callable[[Hop[T]], object],
+    ) -> None:
+        self._function = function
+        self._loop = loop
+        self._done = done
         self.result: T | None = None
         self.error: BaseException | None = None
 
@@ -94,24 +149,34 @@ class Hop(Generic[T]):
             try:
                 if not connection.alive:
                     raise ConnectionLost
-                self.result = self.function(connection)
+                self.result = self._function(connection)
             except BaseException as error:  # raised where the hop is awaited
                 self.error = error
+        _tell(self._loop, self._done, self)
+
+
+class _HandOver:
+    """Makes aiosqlite give its thread to :meth:`WorkerConnection.close`; stands for a statement's parameters."""
+
+    def __init__(self, aio: aiosqlite.Connection) -> None:
+        self._aio = aio
+        self.raw: WorkerConnection | None = None
+
+    def run(self, raw: WorkerConnection) -> _HandOver:
+        self.raw = raw
+        # Told to stop in a thread without an event loop, it reports the end to none: the loop that opened the
+        # connection may be closed long before.
+        self._aio.stop()
+        return self
 
     def fetchall(self) -> list[Any]:
         return []  # aiosqlite fetches from what execute returned
 
-    def outcome(self) -> T:
-        if self.error is not None:
-            raise self.error
-        return cast(T, self.result)
-
 
 class Link:
-    """One open connection. Its methods can be awaited on any event loop."""
+    """One open connection. Its methods can be called on any event loop."""
 
-    def __init__(self, aio: aiosqlite.Connection, raw: WorkerConnection) -> None:
-        self._aio = aio
+    def __init__(self, raw: WorkerConnection) -> None:
         self.raw = raw
         with _opening:  # not while the program's end goes through them, in another thread
             _links.add(self)
@@ -130,27 +195,44 @@ class Link:
             timeout=busy_timeout_s,
             isolation_level=None,
             factory=connect,
-            check_same_thread=False,  # close() may come from any thread, under the connection's lock
+            check_same_thread=False,  # disconnect() may come from any thread, under the connection's lock
         )
         _connecting.add(aio)
+        hand_over = _HandOver(aio)
         try:
             await aio
-        except Exception:
+            await aio.execute_fetchall("", cast(Any, hand_over))
+        except Exception as error:
             # aiosqlite has told the thread to end, but the thread still reports that to this event loop, which may
             # be closed a moment later.
             for thread in threads:
                 thread.join()
-            _connecting.discard(aio)
+            if isinstance(error, ValueError):  # aiosqlite's word for a connection that was told to stop
+                raise StorageError("the connection was closed because the program is ending") from error
             raise
-        try:
-            link = cls(aio, await _hop(aio, lambda raw: raw))
+        finally:
             _connecting.discard(aio)
+        link = cls(cast(WorkerConnection, hand_over.raw))
+        try:
             await link.hop(prepare)
         except Exception:
-            await aio.close()
-            _connecting.discard(aio)
+            await link.close()
             raise
         return link
+
+    def is_lost(self) -> bool:
+        """Whether the connection was closed, or is about to be."""
+        return self.raw.is_lost()
+
+    def send(self, function: Callable[[WorkerConnection], T], done: Callable[[Hop[T]], object]) -> None:
+        """Run `function` in the connection's thread, and then `done` on the running event loop, with the outcome.
+
+        The outcome is a ConnectionLost where the connection was closed before; `function` was not run then.
+
+        Raises:
+            ConnectionLost: likewise.
+        """
+        self.raw.send(Hop(function, asyncio.get_running_loop(), done))
 
     async def hop(self, function: Callable[[WorkerConnection], T]) -> T:
         """Run `function` in the connection's thread; returns its result.
@@ -158,26 +240,33 @@ class Link:
         Raises:
             ConnectionLost: the connection was closed before; `function` was not run.
         """
-        return await _hop(self._aio, function)
+        done: asyncio.Future[Hop[T]] = asyncio.get_running_loop().create_future()
+        self.send(function, lambda hop: None if done.done() else done.set_result(hop))
+        hop = await done
+        if hop.error is not None:
+            raise hop.error
+        return cast(T, hop.result)
 
     async def close(self) -> None:
-        """Close the connection and end its thread."""
-        await self._aio.close()
+        """Run what was sent, close the connection and end its thread."""
+        loop = asyncio.get_running_loop()
+        ended = loop.create_future()
+        self.raw.end(lambda: _tell(loop, lambda _: None if ended.done() else ended.set_result(None), None))
+        await ended
 
     def stop(self) -> None:
-        """Close the connection and end its thread; to be called where no event loop runs."""
-        self._aio.stop()
+        """The same where no event loop runs."""
+        self.raw.end()
         self.raw.thread.join()
-        self.raw.close()  # if the thread had ended before, because its event loop was closed under it
 
 
-async def _hop(aio: aiosqlite.Connection, function: Callable[[WorkerConnection], T]) -> T:
-    hop = Hop(function)
+def _tell(loop: asyncio.AbstractEventLoop, callback: Callable[[Any], object], outcome: object) -> None:
+    """Call back on an event loop, from a connection's thread."""
     try:
-        await aio.execute_fetchall("", cast(Any, hop))
-    except ValueError as error:  # aiosqlite's word for a connection whose thread was told to end
-        raise StorageError("the connection was closed because the program is ending") from error
-    return hop.outcome()
+        loop.call_soon_threadsafe(callback, outcome)
+    except RuntimeError:
+        if not loop.is_closed():  # else whoever waited there is gone
+            raise
 
 
 class FileIdentity:
@@ -290,14 +379,15 @@ def _close_all_at_end() -> None:
     for aio in list(_connecting):
         aio.stop()
     for raw in list(_live):
-        raw.close()
+        raw.end()
+        raw.disconnect()
 
 
 def _close_before_fork() -> None:
     _opening.acquire()  # until after the fork: no connection is opened meanwhile
     for raw in list(_live):
         if not raw.in_memory:
-            raw.close()
+            raw.disconnect()
 
 
 def _go_on_in_parent() -> None:

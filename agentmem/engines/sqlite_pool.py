@@ -18,17 +18,20 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Coroutine, Hashable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from .batching import Batcher, Job, despite_cancellation
+from ..errors import StorageError
+from .batching import Batcher, Done, Job, UncancellableTask, despite_cancellation
 from .lifecycle import around_fork
 from .sqlite_link import (
     MEMORY,
     ConnectionLost,
     FileIdentity,
+    Hop,
     Link,
     WorkerConnection,
     create_private,
@@ -58,6 +61,8 @@ class MemoryLink:
         self._process = os.getpid()
 
     async def open(self, database: Database) -> Link:
+        if self.link is not None and self.link.is_lost():
+            raise StorageError("the session in memory was closed because the program is ending")
         if self.link is None:
             link = await Link.open(MEMORY, database.busy_timeout_s, database.prepare_writer)
             with self.lock:
@@ -109,6 +114,7 @@ class Pool:
         self._writer: Link | None = None
         self._readers: list[Link | None] = [None] * READERS
         self._opening = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._file: FileIdentity | None = None
         self._replaced = False
 
@@ -133,7 +139,7 @@ class Pool:
         """Let go of a file that was replaced, from any thread; those who still use it get StorageError."""
         self._replaced = True
         for link in self._links():
-            link.raw.close()
+            link.raw.disconnect()
 
     def abandon(self) -> None:
         """Have the connections closed, without waiting for it, because the event loop is closed."""
@@ -153,7 +159,8 @@ class Pool:
 
     async def _open_writer(self) -> Link:
         async with self._opening:
-            if self._writer is None:
+            if self._writer is None or self._writer.is_lost():
+                await _close_lost(self._writer)
                 if self._replaced and self._file is not None:
                     raise self._file.replaced()
                 if self.database.memory is not None:
@@ -194,39 +201,60 @@ class Pool:
             except ConnectionLost:
                 pass  # a fork came between connecting and preparing
 
-    async def _serve_writes(self, lane: int, jobs: list[Job[Any]]) -> None:
-        while True:
-            link = self._writer or await self._open_writer()
-            try:
-                return await link.hop(lambda raw: self._write(raw, jobs))
-            except ConnectionLost:
-                self._writer = None
-                await link.close()
+    def _serve_writes(self, lane: int, jobs: list[Job[Any]], done: Done) -> None:
+        self._serve(self._writer, self._open_writer, partial(self._write, jobs=jobs), done)
 
-    async def _serve_reads(self, lane: int, jobs: list[Job[Any]]) -> None:
-        while True:
-            link = self._readers[lane] or await self._open_reader(lane)
+    def _serve_reads(self, lane: int, jobs: list[Job[Any]], done: Done) -> None:
+        self._serve(self._readers[lane], partial(self._open_reader, lane), partial(self._read, jobs=jobs), done)
+
+    def _serve(
+        self,
+        link: Link | None,
+        open_link: Callable[[], Coroutine[Any, Any, Link]],
+        function: Callable[[WorkerConnection], None],
+        done: Done,
+    ) -> None:
+        """Run `function` in the thread of `link`, or of a new one where that is lost or was not opened yet."""
+
+        def served(hop: Hop[None]) -> None:
+            if isinstance(hop.error, ConnectionLost):
+                self._serve(None, open_link, function, done)
+            else:
+                done(hop.error)
+
+        async def open_and_send() -> None:
             try:
-                return await link.hop(lambda raw: self._read(raw, jobs))
+                (await open_link()).send(function, served)
             except ConnectionLost:
-                self._readers[lane] = None
-                await link.close()
+                self._serve(None, open_link, function, done)
+            except BaseException as error:
+                done(error)
+                if not isinstance(error, Exception):
+                    raise
+
+        if link is not None and not link.is_lost():
+            link.send(function, served)
+        else:
+            task = UncancellableTask(open_and_send(), loop=self.loop)
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     async def _open_reader(self, lane: int) -> Link:
         # The writer comes first: it creates the schema, and recovers the WAL after a crash.
         link = await self._open_writer()
         if self._file is not None:
+            await _close_lost(self._readers[lane])
             self._file.check()  # where there is no file, SQLite would make one
             link = await self._open(self.database.prepare_reader)
         self._readers[lane] = link
         return link
 
-    def _write(self, raw: WorkerConnection, jobs: list[Job[Any]]) -> None:
+    def _write(self, raw: WorkerConnection, *, jobs: list[Job[Any]]) -> None:
         self.database.write(raw, jobs)
         # After the commit: the file can be deleted at any time before it, and then nothing was stored.
         self._check_file()
 
-    def _read(self, raw: WorkerConnection, jobs: list[Job[Any]]) -> None:
+    def _read(self, raw: WorkerConnection, *, jobs: list[Job[Any]]) -> None:
         self._check_file()
         self.database.read(raw, jobs)
 
@@ -245,6 +273,11 @@ class Pool:
                 await link.close()
             self._readers = [None] * READERS
             self._writer = None
+
+
+async def _close_lost(link: Link | None) -> None:
+    if link is not None:
+        await link.close()
 
 
 _pools: dict[tuple[Hashable, asyncio.AbstractEventLoop], Pool] = {}
