@@ -17,7 +17,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
-from .engines.base import Engine
+from .engines.base import Engine, Reading
 from .errors import SessionClosedError
 from .items import Item, encode_items
 from .reading import TailReading, WindowReading
@@ -300,7 +300,7 @@ CHECKS: tuple[Callable[[Open], Awaitable[None]], ...] = (
 """Every check, simplest first; the names are the promises."""
 
 
-class _Positions:
+class _Positions(Reading[list[int]]):
     """A reading that takes every row and returns their positions, newest first."""
 
     def __init__(self) -> None:

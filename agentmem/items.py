@@ -99,6 +99,20 @@ def decode_item(data: str | bytes) -> Item:
     return item
 
 
+def decode_joined(joined: bytes, count: int) -> list[Item] | None:
+    """The items of `count` stored texts, joined by ",\\n", in one go; None where they must be decoded one by one.
+
+    It cannot tell corrupt texts that only together are JSON, as nothing but intent makes them.
+    """
+    if joined.count(b"\n") != max(0, count - 1):
+        return None
+    try:
+        items: list[Item] = from_json(b"[%b]" % joined, allow_inf_nan=False)
+    except ValueError:
+        return None
+    return items if len(items) == count and all(type(item) is dict for item in items) else None
+
+
 def json_size_bytes(item: Item) -> int:
     """Length in bytes of the item's compact JSON in UTF-8."""
     try:

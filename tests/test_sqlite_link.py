@@ -8,6 +8,7 @@ import sqlite3
 import stat
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -120,7 +121,11 @@ async def test_a_connection_that_was_stopped_has_run_what_was_sent_before_and_is
 ) -> None:
     link = await open_link(path)
     ran: list[int] = []
-    hops = [asyncio.ensure_future(link.hop(lambda raw, number=number: ran.append(number))) for number in range(9)]
+
+    def note(number: int, raw: WorkerConnection) -> None:
+        ran.append(number)
+
+    hops = [asyncio.ensure_future(link.hop(partial(note, number))) for number in range(9)]
     await asyncio.sleep(0)
     await asyncio.to_thread(sqlite_link.stop_all, [link])
     assert ran == list(range(9))

@@ -24,16 +24,41 @@ MAX_SESSION_ID_BYTES = 1024
 
 
 class Reading(Protocol[T_co]):
-    """Says, slice by slice, how much of a session a read takes; see ``agentmem.reading``."""
+    """Says, slice by slice, how much of a session a read takes; see ``agentmem.reading``.
+
+    Attributes:
+        first: rows wanted to begin with; 0 for none.
+        oldest: position of the oldest row taken, None where there is none.
+        is_short: whether an engine may try :meth:`feed_joined` first, on the event loop.
+    """
 
     first: int
     oldest: int | None
+    is_short: bool = False
 
+    @abstractmethod
     def feed(self, rows: Sequence[tuple[int, bytes]], *, at_start: bool) -> int:
         """Take rows, newest first; returns how many more are wanted, 0 when done."""
 
+    @abstractmethod
     def result(self) -> T_co:
         """What was read."""
+
+    def feed_joined(self, joined: bytes, count: int, oldest: int) -> bool:
+        """Take the `first` newest rows (fewer: all that there are) as one text; returns whether that is enough.
+
+        Where it is not, what was taken is forgotten: the rows are to be fed one by one, from the newest on.
+
+        Args:
+            joined: the rows' texts, newest first, with JOINT between them.
+            count: how many there are.
+            oldest: the oldest one's position.
+        """
+        return False
+
+
+JOINT = ",\n"
+"""Between the texts of :meth:`Reading.feed_joined`: compact JSON has no line break."""
 
 
 class Engine(ABC):
@@ -59,7 +84,10 @@ class Engine(ABC):
 
     @abstractmethod
     async def read(self, session_id: str, reading: Reading[T]) -> T:
-        """Feed the session's rows to `reading`, newest first and all from one state, off the event loop."""
+        """Feed the session's rows to `reading`, newest first and all from one state.
+
+        Off the event loop, but for ``feed_joined`` of a reading that ``is_short`` where the rows are few bytes.
+        """
 
     @abstractmethod
     async def pop(self, session_id: str, reading: Reading[T]) -> T:

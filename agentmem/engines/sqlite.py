@@ -22,7 +22,19 @@ from ..errors import SessionClosedError, StorageError
 from .base import Engine, Reading
 from .batching import Job, despite_cancellation
 from .sdk_tables import SDKTables
-from .sqlite_calls import Append, Clear, Import, IsBehind, Pop, Read, TakeOver, serve_reads, serve_writes
+from .sqlite_calls import (
+    Append,
+    Clear,
+    Import,
+    IsBehind,
+    Joined,
+    Pop,
+    Read,
+    ReadShort,
+    TakeOver,
+    serve_reads,
+    serve_writes,
+)
 from .sqlite_errors import map_error
 from .sqlite_link import MEMORY
 from .sqlite_pool import Database, MemoryLink, Pool, close_unused, lease, release
@@ -109,8 +121,12 @@ class SQLiteEngine(Engine):
 
     async def read(self, session_id: str, reading: Reading[T]) -> T:
         await self._catch_up()
-        job = await self._pool().reads.submit(Read(session_id, reading))
-        return cast(T, self._outcome(job))
+        reads = self._pool().reads
+        if reading.is_short:
+            joined = cast("Joined | None", self._outcome(await reads.submit(ReadShort(session_id, reading))))
+            if joined is None or reading.feed_joined(*joined):
+                return reading.result()
+        return cast(T, self._outcome(await reads.submit(Read(session_id, reading))))
 
     async def pop(self, session_id: str, reading: Reading[T]) -> T:
         return cast(T, await self._write(Pop(session_id, reading)))
