@@ -21,7 +21,7 @@ WHOLE_BATCH, REFUSED = 1000, 1001
 class Serving:
     """Serves numbers by doubling them, each batch when the gate is opened for it."""
 
-    def __init__(self, *, lanes: int = 1, most: int = 100, is_open: bool = False) -> None:
+    def __init__(self, *, lanes: int = 1, most: int = 100, crowd: int = 1, is_open: bool = False) -> None:
         self.batches: list[list[int]] = []
         self.tasks: list[asyncio.Task[None]] = []
         self.at_once = self.most_at_once = 0
@@ -29,7 +29,7 @@ class Serving:
         self.begun = asyncio.Event()
         if is_open:
             self.gate.set()
-        self.batcher: Batcher[int] = Batcher(self.serve, lanes=lanes, most=most)
+        self.batcher: Batcher[int] = Batcher(self.serve, lanes=lanes, most=most, crowd=crowd)
 
     def serve(self, lane: int, jobs: list[Job[int]], done: Done) -> None:
         if jobs[0].work == REFUSED:
@@ -91,6 +91,29 @@ async def test_as_many_batches_are_served_at_a_time_as_there_are_lanes() -> None
     await asyncio.gather(*calls)
     assert serving.most_at_once == 3
     assert sorted(number for batch in serving.batches for number in batch) == list(range(20, 40))
+
+
+async def test_another_lane_is_used_only_for_a_crowd_and_a_crowd_that_finds_all_idle_is_served_in_halves() -> None:
+    serving = Serving(lanes=2, crowd=4)
+
+    async def after(more: range) -> list[int]:
+        calls.extend(asyncio.create_task(serving.call(number)) for number in more)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        return [len(batch) for batch in serving.batches]
+
+    calls: list[asyncio.Task[object]] = []
+    assert await after(range(7)) == [7]
+    assert await after(range(7, 10)) == [7]
+    assert await after(range(10, 11)) == [7, 4]
+    assert await after(range(11, 30)) == [7, 4]
+    serving.gate.set()
+    await asyncio.gather(*calls)
+    serving.gate.clear()
+    serving.batches.clear()
+    assert await after(range(30, 39)) == [5, 4]
+    serving.gate.set()
+    assert await asyncio.gather(*calls) == [number * 2 for number in range(39)]
 
 
 async def test_a_call_that_fails_alone_leaves_its_batch_alone() -> None:
@@ -176,10 +199,11 @@ def test_a_cancelled_scope_waits_for_the_outcome_without_spinning(how: str) -> N
         before = loop.cycles
         loop.call_later(0.2, serving.gate.set)
         with anyio.CancelScope() as scope:
-            loop.call_soon(scope.cancel)
             if how == "served":
+                loop.call_later(0.1, scope.cancel)
                 await serving.call(1)
             else:
+                loop.call_soon(scope.cancel)
                 await despite_cancellation(serving.gate.wait())
                 await asyncio.sleep(0)  # the scope's cancellation comes here, where nothing is half done
         assert scope.cancelled_caught

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sqlite3
 import stat
@@ -16,6 +17,7 @@ from processes import threads, wait_until
 
 from agentmem.engines import sqlite_link
 from agentmem.engines.sqlite_link import ConnectionLost, FileIdentity, Link, WorkerConnection, create_private
+from agentmem.engines.sqlite_schema import Transaction
 from agentmem.errors import StorageError
 
 pytestmark = pytest.mark.anyio
@@ -135,6 +137,61 @@ async def test_a_connection_that_was_stopped_has_run_what_was_sent_before_and_is
     with pytest.raises(ConnectionLost):
         await link.hop(nothing)
     await link.close()
+    await link.close()
+
+
+@pytest.mark.parametrize("reports", [True, False])
+async def test_a_hop_is_told_of_before_the_next_one_begins_or_when_that_says_so(path: Path, reports: bool) -> None:
+    told: list[str] = []
+    both_sent, told_first, ended = threading.Event(), threading.Event(), asyncio.Event()
+
+    def first(raw: WorkerConnection) -> None:
+        both_sent.wait()
+
+    def tell_first(_: object) -> None:
+        told.append("first")
+        told_first.set()
+
+    def second(raw: WorkerConnection) -> None:
+        if reports:
+            assert raw.has_unreported()
+            raw.report()
+        assert not raw.has_unreported()
+        told_first.wait()
+        told.append("second runs")
+
+    link = await open_link(path)
+    link.send(first, tell_first)
+    link.send(second, lambda _: ended.set(), reports=reports)
+    both_sent.set()
+    await ended.wait()
+    assert told == ["first", "second runs"]
+    await link.close()
+
+
+async def test_a_transaction_that_waits_for_another_process_does_not_hold_up_the_news_of_the_one_before(
+    path: Path,
+) -> None:
+    def first(raw: WorkerConnection) -> None:
+        locked.wait()
+
+    def second(raw: WorkerConnection) -> None:
+        with Transaction(raw):
+            raw.execute("INSERT INTO t VALUES (2)")
+
+    locked, ended = threading.Event(), asyncio.Event()
+    link = await open_link(path)
+    await link.hop(lambda raw: raw.execute("PRAGMA journal_mode = WAL").fetchone())
+    await link.hop(lambda raw: raw.execute("CREATE TABLE t (n)"))
+    await link.hop(lambda raw: raw.execute("PRAGMA busy_timeout = 60000").fetchone())
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        link.send(first, lambda _: other.execute("COMMIT"))
+        link.send(second, lambda _: ended.set(), reports=True)
+        locked.set()
+        await ended.wait()
+        assert other.execute("SELECT n FROM t").fetchall() == [(2,)]
+    assert await link.hop(lambda raw: raw.execute("PRAGMA busy_timeout").fetchone()) == (60000,)
     await link.close()
 
 

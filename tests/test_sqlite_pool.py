@@ -23,7 +23,7 @@ from stepping import TASK_FACTORIES, CycleLoop, cycle_loops
 
 from agentmem import AsyncSession, AsyncSessionStore, AsyncSQLiteSession
 from agentmem.engines import sqlite_link
-from agentmem.engines.sqlite_pool import READERS
+from agentmem.engines.sqlite_pool import CROWD, READERS
 from agentmem.errors import SessionClosedError, StorageBusyError, StorageCorruptError, StorageError
 from agentmem.items import Item
 
@@ -369,15 +369,35 @@ def _loop_in_a_thread() -> Iterator[asyncio.AbstractEventLoop]:
 # Group commit
 
 
-async def test_writes_that_wait_together_are_committed_together(path: Path) -> None:
+@pytest.mark.parametrize(("count", "expected"), [(CROWD, 1), (2 * CROWD - 1, 1), (64, 2), (300, 2)])
+async def test_writes_that_wait_together_are_committed_together_many_in_two_halves(
+    path: Path, count: int, expected: int
+) -> None:
     async with AsyncSessionStore(path) as store:
         await store.session("user_0").add_items([ONE])
         before = commits(path)
-        await asyncio.gather(*(store.session(f"user_{number % 8}").add_items([ONE, TWO]) for number in range(64)))
-        assert commits(path) - before == 1
+        await asyncio.gather(*(store.session(f"user_{number % 8}").add_items([ONE, TWO]) for number in range(count)))
+        assert commits(path) - before == expected
+        before = commits(path)
         await store.session("user_0").add_items([ONE])
         await store.session("user_0").add_items([ONE])
-        assert commits(path) - before == 3
+        assert commits(path) - before == 2
+
+
+@pytest.mark.parametrize("loss", ["none", "of the connection"])
+async def test_writes_happen_in_the_order_in_which_they_were_asked_for_however_many_wait(path: Path, loss: str) -> None:
+    expected = [{"number": number} for number in range(400)]
+    async with AsyncSQLiteSession(path, session_id="user_123") as session:
+        calls = []
+        for number in range(400):
+            calls.append(asyncio.create_task(session.add_items([{"number": number}])))
+            if number % 50 == 49:
+                await asyncio.sleep(0)
+            if loss == "of the connection" and number % 100 == 99:
+                for raw in list(sqlite_link._live):
+                    raw.disconnect()  # as before a fork
+        await asyncio.gather(*calls)
+        assert stored(path) == expected
 
 
 async def test_reads_that_wait_together_take_no_more_hops_than_there_are_readers(path: Path) -> None:

@@ -3,7 +3,7 @@
 A :class:`Batcher` queues calls and hands all that wait to ``serve`` at once, on as many lanes at a time as
 it has. Under load the batches grow by themselves, so there is nothing to tune.
 
-Cancellation: a call that is still queued leaves the queue; one that is being served waits for its outcome
+Cancellation: a call that is still queued leaves the queue; one that was handed over has begun: it waits for its outcome
 and raises the cancellation then. The lanes themselves cannot be cancelled, because they are callbacks and no tasks;
 nor can what runs in :func:`despite_cancellation`.
 
@@ -80,11 +80,17 @@ class Batcher(Generic[W]):
             The first argument is the lane, from 0. What it raises fails the whole batch.
         lanes: how many batches are served at a time.
         most: the largest batch.
+        crowd: how many calls must wait before another lane is used while one is busy. Where more than one are needed,
+            twice as many calls that find all lanes idle are served in two halves: they would wait for each other
+            otherwise, for ever in one batch, and the event loop would stand still while that is served.
     """
 
-    def __init__(self, serve: Callable[[int, list[Job[W]], Done], None], *, lanes: int, most: int) -> None:
+    def __init__(
+        self, serve: Callable[[int, list[Job[W]], Done], None], *, lanes: int, most: int, crowd: int = 1
+    ) -> None:
         self._serve = serve
         self._most = most
+        self._crowd = crowd
         self._waiting: deque[Job[W]] = deque()
         self._lanes = lanes
         self._idle = list(range(lanes))[::-1]
@@ -118,7 +124,7 @@ class Batcher(Generic[W]):
 
     async def drain(self) -> None:
         """Wait until nothing is queued or being served."""
-        while self._waiting or len(self._idle) < self._lanes:
+        while self._waiting or not self._is_idle():
             drained = asyncio.get_running_loop().create_future()
             self._drained.append(drained)
             await drained
@@ -126,13 +132,16 @@ class Batcher(Generic[W]):
     def _plan(self, loop: asyncio.AbstractEventLoop) -> None:
         # Not at once: what is called in the same cycle of the event loop, or by the callers that were just answered,
         # joins the batch.
-        if self._idle and self._waiting and not self._is_planned:
+        if self._idle and not self._is_planned and len(self._waiting) >= (1 if self._is_idle() else self._crowd):
             self._is_planned = True
             loop.call_soon(self._start, loop)
 
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
         self._is_planned = False
-        if batch := self._take():
+        most, waiting = self._most, len(self._waiting)
+        if self._is_idle() and waiting >= 2 * self._crowd > 2:
+            most = min(most, (waiting + 1) // 2)
+        if batch := self._take(most):
             lane = self._idle.pop()
             done = partial(self._finish, loop, lane, batch)
             try:
@@ -143,14 +152,17 @@ class Batcher(Generic[W]):
                     raise
         self._go_on(loop)  # with what is left
 
-    def _take(self) -> list[Job[W]]:
+    def _take(self, most: int) -> list[Job[W]]:
         batch: list[Job[W]] = []
-        while self._waiting and len(batch) < self._most:
+        while self._waiting and len(batch) < most:
             job = self._waiting.popleft()
             if not job.withdrawn:
                 job.begun = True
                 batch.append(job)
         return batch
+
+    def _is_idle(self) -> bool:
+        return len(self._idle) == self._lanes
 
     def _finish(
         self, loop: asyncio.AbstractEventLoop, lane: int, batch: list[Job[W]], error: BaseException | None
@@ -163,7 +175,7 @@ class Batcher(Generic[W]):
 
     def _go_on(self, loop: asyncio.AbstractEventLoop) -> None:
         self._plan(loop)
-        if not self._waiting and len(self._idle) == self._lanes:
+        if not self._waiting and self._is_idle():
             for drained in self._drained:
                 if not drained.done():
                     drained.set_result(None)

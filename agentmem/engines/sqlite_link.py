@@ -55,6 +55,7 @@ class WorkerConnection(sqlite3.Connection):
         self._ending = threading.Lock()  # nothing may be sent that the thread would never see
         self._is_told_to_end = self._has_ended = False
         self._at_end: list[Callable[[], object]] = []
+        self._unreported: Hop[Any] | None = None
         watch(self.thread)
         with _opening:
             super().__init__(database, *args, **kwargs)
@@ -69,8 +70,15 @@ class WorkerConnection(sqlite3.Connection):
     def close(self) -> None:
         """Serve what is sent, in the connection's own thread, until told to end; then close."""
         while (hop := self._inbox.get()) is not None:
+            if not hop.reports:
+                self.report()
             hop.run(self)
+            self.report()
+            self._unreported = hop
             del hop  # else it would keep what it read until the next one comes
+            if self._inbox.empty():
+                self.report()
+        self.report()
         self.disconnect()
         with self._ending:
             self._has_ended = True
@@ -91,6 +99,15 @@ class WorkerConnection(sqlite3.Connection):
             if self._is_told_to_end:
                 raise ConnectionLost
             self._inbox.put(hop)
+
+    def has_unreported(self) -> bool:
+        return self._unreported is not None
+
+    def report(self) -> None:
+        """Tell of the hop before this one, if that was not done; in the connection's thread."""
+        hop, self._unreported = self._unreported, None
+        if hop is not None:
+            hop.report()
 
     def end(self, then: Callable[[], object] = lambda: None) -> None:
         """Have the thread end when it has run what was sent, and then call `then`, in whatever thread."""
@@ -128,16 +145,20 @@ class Hop(Generic[T]):
         function: is called with the connection, in its thread.
         loop: the event loop that waits for the outcome.
         done: is called there, with this hop, whose `result` or `error` is set.
+        reports: whether the function calls :meth:`WorkerConnection.report` itself, at a moment when this thread does
+            not need Python's interpreter lock for a while; else that is done before it is called.
     """
 
-    __slots__ = ("_done", "_function", "_loop", "error", "result")
+    __slots__ = ("_done", "_function", "_loop", "error", "reports", "result")
 
     def __init__(
         self,
         function: Callable[[WorkerConnection], T],
         loop: asyncio.AbstractEventLoop,
         done: Callable[[Hop[T]], object],
+        reports: bool = False,
     ) -> None:
+        self.reports = reports
         self._function = function
         self._loop = loop
         self._done = done
@@ -152,6 +173,8 @@ class Hop(Generic[T]):
                 self.result = self._function(connection)
             except BaseException as error:  # raised where the hop is awaited
                 self.error = error
+
+    def report(self) -> None:
         _tell(self._loop, self._done, self)
 
 
@@ -224,15 +247,18 @@ class Link:
         """Whether the connection was closed, or is about to be."""
         return self.raw.is_lost()
 
-    def send(self, function: Callable[[WorkerConnection], T], done: Callable[[Hop[T]], object]) -> None:
+    def send(
+        self, function: Callable[[WorkerConnection], T], done: Callable[[Hop[T]], object], *, reports: bool = False
+    ) -> None:
         """Run `function` in the connection's thread, and then `done` on the running event loop, with the outcome.
 
         The outcome is a ConnectionLost where the connection was closed before; `function` was not run then.
+        `reports` is explained at :class:`Hop`.
 
         Raises:
             ConnectionLost: likewise.
         """
-        self.raw.send(Hop(function, asyncio.get_running_loop(), done))
+        self.raw.send(Hop(function, asyncio.get_running_loop(), done, reports))
 
     async def hop(self, function: Callable[[WorkerConnection], T]) -> T:
         """Run `function` in the connection's thread; returns its result.

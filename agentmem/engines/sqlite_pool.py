@@ -19,6 +19,7 @@ import asyncio
 import os
 import threading
 from collections.abc import Callable, Coroutine, Hashable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -44,6 +45,10 @@ whole histories would hold up the short ones."""
 
 MOST_WRITES = 512
 """Largest group commit; bounds how long the first of a group waits for the last."""
+
+CROWD = 16
+"""Writes that wait before they are handed to the writer while it commits others; see ``sqlite_schema.Transaction``.
+For fewer, a flush of their own costs more than the turn-taking."""
 
 MOST_READS = 64
 """Largest batch of reads, likewise."""
@@ -109,11 +114,12 @@ class Pool:
         self.loop = loop
         self.users = 0
         self._process = os.getpid()
-        self.writes: Batcher[Any] = Batcher(self._serve_writes, lanes=1, most=MOST_WRITES)
+        self.writes: Batcher[Any] = Batcher(self._serve_writes, lanes=2, most=MOST_WRITES, crowd=CROWD)
         self.reads: Batcher[Any] = Batcher(self._serve_reads, lanes=READERS, most=MOST_READS)
         self._writer: Link | None = None
         self._readers: list[Link | None] = [None] * READERS
         self._opening = asyncio.Lock()
+        self._turn = asyncio.Lock()  # of the writes that wait for a connection
         self._tasks: set[asyncio.Task[None]] = set()
         self._file: FileIdentity | None = None
         self._replaced = False
@@ -160,7 +166,8 @@ class Pool:
     async def _open_writer(self) -> Link:
         async with self._opening:
             if self._writer is None or self._writer.is_lost():
-                await _close_lost(self._writer)
+                if self._writer is not None:
+                    await self._writer.close()
                 if self._replaced and self._file is not None:
                     raise self._file.replaced()
                 if self.database.memory is not None:
@@ -202,10 +209,12 @@ class Pool:
                 pass  # a fork came between connecting and preparing
 
     def _serve_writes(self, lane: int, jobs: list[Job[Any]], done: Done) -> None:
-        self._serve(self._writer, self._open_writer, partial(self._write, jobs=jobs), done)
+        self._serve(self._writer, self._open_writer, partial(self._write, jobs=jobs), done, is_write=True)
 
     def _serve_reads(self, lane: int, jobs: list[Job[Any]], done: Done) -> None:
-        self._serve(self._readers[lane], partial(self._open_reader, lane), partial(self._read, jobs=jobs), done)
+        self._serve(
+            self._readers[lane], partial(self._open_reader, lane), partial(self._read, jobs=jobs), done, is_write=False
+        )
 
     def _serve(
         self,
@@ -213,37 +222,50 @@ class Pool:
         open_link: Callable[[], Coroutine[Any, Any, Link]],
         function: Callable[[WorkerConnection], None],
         done: Done,
+        *,
+        is_write: bool,
     ) -> None:
         """Run `function` in the thread of `link`, or of a new one where that is lost or was not opened yet."""
 
         def served(hop: Hop[None]) -> None:
             if isinstance(hop.error, ConnectionLost):
-                self._serve(None, open_link, function, done)
+                self._serve(None, open_link, function, done, is_write=is_write)
             else:
                 done(hop.error)
 
         async def open_and_send() -> None:
             try:
-                (await open_link()).send(function, served)
-            except ConnectionLost:
-                self._serve(None, open_link, function, done)
+                async with self._turn if is_write else nullcontext():
+                    while True:
+                        try:
+                            return (await open_link()).send(function, served, reports=is_write)
+                        except ConnectionLost:
+                            pass
             except BaseException as error:
                 done(error)
                 if not isinstance(error, Exception):
                     raise
 
-        if link is not None and not link.is_lost():
-            link.send(function, served)
-        else:
-            task = UncancellableTask(open_and_send(), loop=self.loop)
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        # Writes happen in the order in which they were asked for: the news that a connection is lost comes to them in
+        # that order, and while one of them waits for another connection, the later ones queue up behind it.
+        if link is not None and not (is_write and self._turn.locked()):
+            try:
+                return link.send(function, served, reports=is_write)
+            except ConnectionLost:
+                pass
+        task = UncancellableTask(open_and_send(), loop=self.loop)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _open_reader(self, lane: int) -> Link:
         # The writer comes first: it creates the schema, and recovers the WAL after a crash.
         link = await self._open_writer()
         if self._file is not None:
-            await _close_lost(self._readers[lane])
+            reader = self._readers[lane]
+            if reader is not None:
+                if not reader.is_lost():
+                    return reader
+                await reader.close()
             self._file.check()  # where there is no file, SQLite would make one
             link = await self._open(self.database.prepare_reader)
         self._readers[lane] = link
@@ -273,11 +295,6 @@ class Pool:
                 await link.close()
             self._readers = [None] * READERS
             self._writer = None
-
-
-async def _close_lost(link: Link | None) -> None:
-    if link is not None:
-        await link.close()
 
 
 _pools: dict[tuple[Hashable, asyncio.AbstractEventLoop], Pool] = {}
