@@ -195,6 +195,12 @@ def verify_durability(bench: Bench) -> None:
                         for name in ("journal_mode", "synchronous")
                     )
 
+            def execute(self, sql: str, *args: Any) -> Any:
+                result = super().execute(sql, *args)
+                if sql == "COMMIT":  # agentmem's connections serve until they are closed, in their close()
+                    self.look()
+                return result
+
             def close(self) -> None:
                 self.look()
                 super().close()
