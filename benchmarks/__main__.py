@@ -17,7 +17,7 @@ from rich.table import Table
 from .bench import SCALES
 from .chart import draw
 from .markdown import tables
-from .report import REFERENCES, Report, figure
+from .report import REFERENCES, Report, costs, figure
 from .rivals import SYSTEMS
 from .run import run
 from .targets import TARGETS
@@ -102,6 +102,7 @@ def show(report: Report) -> None:
         markup=False,
     )
     console.print(", ".join(f"{name} {version}" for name, version in versions.items()), markup=False)
+    console.print(f"{costs(report)}.", markup=False)
     if machine["filesystem"] == "tmpfs":
         console.print("[red]This file system is memory: commits are not flushed anywhere. Use --dir.[/]")
     if machine["load"] and machine["load"][0] > machine["cores"]:

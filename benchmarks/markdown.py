@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-from .report import Report, figure
+from .report import Report, costs, figure
 from .rivals import SYSTEMS
 from .targets import TARGETS, Target
 from .workloads import WORKLOADS
@@ -35,17 +36,17 @@ def _targets(report: Report) -> Iterator[str]:
         measured = target.measured(report)
         if measured is not None:
             said = f"{measured:,.3g}{' ×' if target.of else ''}"
-            yield f"| {target.text} | {target.bound()} | {said}{verdict(target, measured)} |"
+            yield f"| {target.text} | {target.bound()} | {said}{verdict(target, measured, report.about['machine'])} |"
 
 
-def verdict(target: Target, measured: float) -> str:
+def verdict(target: Target, measured: float, machine: Mapping[str, Any]) -> str:
     """Nothing where the target is met; else by how much it is missed, and why as far as that is known."""
     if target.met(measured):
         return ""
     bound = target.at_least if target.at_least is not None else target.at_most
     assert bound is not None
     missed = f", **missed by {abs(measured / bound - 1) * 100:.0f} %**"
-    return f"{missed}: {target.when_missed}" if target.when_missed else missed
+    return f"{missed}: {target.when_missed.format(**machine)}" if target.when_missed else missed
 
 
 def _about(report: Report) -> str:
@@ -53,5 +54,5 @@ def _about(report: Report) -> str:
     named = ", ".join(f"{name} {version}" for name, version in versions.items())
     return (
         f"Medians of {report.about['rounds']} rounds on {report.about['date'][:10]}: {machine['cpu']}, "
-        f"{machine['cores']} cores, {machine['filesystem']}; {named}."
+        f"{machine['cores']} cores, {machine['filesystem']}; {costs(report)}; {named}."
     )

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from .bench import SCALES
 from .measure import Outcome
 from .rivals import SYSTEMS
+from .timing import flush_us, hop_us
 from .workloads import WORKLOADS, Metric
 
 REFERENCES = ("agentmem", "sqlite3")
@@ -169,7 +170,10 @@ def figure(value: float, metric: Metric) -> str:
 
 
 def describe_run(folder: Path, versions: dict[str, str], rounds: int) -> dict[str, Any]:
-    """Date, machine and versions; `folder` is where the files are that were measured."""
+    """Date, machine and versions; `folder` is where the files are that were measured.
+
+    With what a flushed commit and a change of thread cost here, because most ratios hang on these two.
+    """
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "rounds": rounds,
@@ -179,9 +183,20 @@ def describe_run(folder: Path, versions: dict[str, str], rounds: int) -> dict[st
             "cpu": _cpu(),
             "cores": os.cpu_count(),
             "filesystem": filesystem(folder),
+            "flush_us": round(flush_us(folder), 1),
+            "hop_us": round(hop_us(), 1),
             "load": [round(load, 2) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None,
         },
     }
+
+
+def costs(report: Report) -> str:
+    """What the machine makes all systems pay, as a clause."""
+    machine = report.about["machine"]
+    return (
+        f"flushing a page takes {machine['flush_us']:,.0f} µs here, a call in aiosqlite's thread and back "
+        f"{machine['hop_us']:,.0f} µs"
+    )
 
 
 def _cpu() -> str:

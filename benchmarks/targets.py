@@ -22,7 +22,7 @@ class Target:
     """A promise: `figure`, as a multiple of `of` unless that is None, is at least or at most so much.
 
     Attributes:
-        when_missed: why it is missed where it is.
+        when_missed: why it is missed where it is; ``{flush_us:.0f}`` and ``{hop_us:.0f}`` are filled in.
     """
 
     text: str

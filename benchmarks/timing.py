@@ -1,11 +1,16 @@
-"""Clocks: calls one by one, calls at once, and the event loop's longest stall."""
+"""Clocks: calls one by one, calls at once, the event loop's longest stall, and what the machine makes them pay."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import statistics
+import tempfile
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from time import perf_counter
+
+import aiosqlite
 
 Call = Callable[[], Awaitable[object]]
 
@@ -123,6 +128,33 @@ async def longest_stall_ms(call: Call, repeats: int) -> float:
         ticking.cancel()
         stalls.append(ticker.longest_s * 1e3)
     return statistics.median(stalls)
+
+
+def flush_us(folder: Path) -> float:
+    """How long the disk takes to flush a page that was appended to a file, as every commit does; the median."""
+    took = []
+    with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+        for _ in range(200):
+            begun = perf_counter()
+            file.write(bytes(4096))
+            os.fsync(file.fileno())
+            took.append(perf_counter() - begun)
+    return statistics.median(took) * 1e6
+
+
+def hop_us() -> float:
+    """How long it takes to have the least statement run by aiosqlite, in its connection's thread; the median."""
+
+    async def measure() -> float:
+        async with aiosqlite.connect(":memory:") as db:
+            took = []
+            for _ in range(1_000):
+                begun = perf_counter()
+                await db.execute_fetchall("SELECT 1")
+                took.append(perf_counter() - begun)
+            return statistics.median(took) * 1e6
+
+    return asyncio.run(measure())
 
 
 class _Ticker:

