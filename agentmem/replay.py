@@ -205,22 +205,29 @@ def _exchanges(items: Sequence[Item], *, whole: bool) -> list[_Exchange | None]:
     unanswered: dict[tuple[str, str], list[int]] = {}
     reasoning: int | None = None  # the one that waits for the item that it led to
     for index, item in enumerate(items):
-        kind = _kind(item)
+        # As _kind() does: calling it would cost as much as the rest does for a message.
+        kind = item.get("type", "message" if "role" in item else "")
+        if not isinstance(kind, str):
+            kind = ""
         if reasoning is not None:
             if _is_from_model(item):
                 _join(exchanges, reasoning, index)
             else:
                 _exchange(exchanges, reasoning).incomplete = True
-        reasoning = index if kind == "reasoning" else None
-        if kind in _CALLS:
+            reasoning = None
+        if kind == "message":
+            continue
+        if kind == "reasoning":
+            reasoning = index
+        elif kind in _CALLS:
             program = _program_id(item)
             if program is not None:
                 running = unanswered.get(("program", program))
                 _join_or_mark(exchanges, running[-1] if running else None, index, whole)
-            unanswered.setdefault((kind, _call_id(item)), []).append(index)  # only now: no program calls itself
+            unanswered.setdefault((kind, _call_id(item, kind)), []).append(index)  # only now: no program calls itself
         elif kind in OUTPUT_OF:
             # The latest call of that id: an id that comes twice has been answered in between.
-            calls = unanswered.get((OUTPUT_OF[kind], _call_id(item)))
+            calls = unanswered.get((OUTPUT_OF[kind], _call_id(item, kind)))
             _join_or_mark(exchanges, calls.pop() if calls else None, index, whole)
     if reasoning is not None:
         _exchange(exchanges, reasoning).incomplete = True
@@ -274,10 +281,9 @@ def _is_from_model(item: Item) -> bool:
     return not is_output(item) and not is_input_message(item)
 
 
-def _call_id(item: Item) -> str:
+def _call_id(item: Item, kind: str) -> str:
     """What both halves of an exchange share: the repr of any JSON value, so that 1 and "1" are two ids. A hosted
     tool may give none, or null."""
-    kind = _kind(item)
     if kind == "mcp_approval_request":
         return repr(item.get("id"))
     if kind == "mcp_approval_response":

@@ -16,7 +16,8 @@ from conftest import REPO
 sys.path.append(str(REPO))  # the suite is not installed; at the end, so that agentmem stays the one under test
 
 from benchmarks.bench import SCALES, Bench
-from benchmarks.markdown import verdict
+from benchmarks.chart import draw
+from benchmarks.markdown import tables, verdict
 from benchmarks.measure import Outcome, Refused, verify_durability
 from benchmarks.report import Report, Summary, paired_ratio, summarize
 from benchmarks.rivals import SYSTEMS
@@ -95,6 +96,25 @@ def test_a_target_that_is_missed_says_by_how_much_and_why() -> None:
     target = Target("adding", Figure("add", "add"), at_most=100.0, when_missed="a flush takes {flush_us:.0f} µs")
     assert verdict(target, 100.0, {"flush_us": 25.2}) == ""
     assert verdict(target, 150.0, {"flush_us": 25.2}) == ", **missed by 50 %**: a flush takes 25 µs"
+
+
+def test_the_readme_shows_the_chart_and_the_tables_of_the_run_that_is_kept() -> None:
+    kept = REPO / "benchmarks" / "results.json"
+    report = Report.from_json(json.loads(kept.read_text(encoding="utf-8")))
+    readme = (REPO / "README.md").read_text(encoding="utf-8")
+    shown = readme.partition("<!-- tables -->\n")[2].partition("<!-- end of tables -->")[0]
+    assert shown == tables(report)
+    assert (REPO / "benchmarks" / "chart.svg").read_text(encoding="utf-8") == draw(report)
+    assert (report.scale, set(report.outcomes)) == ("full", set(WORKLOADS))
+    assert "](benchmarks/chart.svg)" in readme
+
+
+def test_each_target_that_the_kept_run_missed_has_its_reason() -> None:
+    report = Report.from_json(json.loads((REPO / "benchmarks" / "results.json").read_text(encoding="utf-8")))
+    missed = [
+        target for target in TARGETS if (measured := target.measured(report)) is None or not target.met(measured)
+    ]
+    assert [target.text for target in missed if not target.when_missed] == []
 
 
 def test_progress_is_shown_on_stderr_and_nothing_else(folder: Path) -> None:
