@@ -111,9 +111,7 @@ def test_the_readme_shows_the_chart_and_the_tables_of_the_run_that_is_kept() -> 
 
 def test_each_target_that_the_kept_run_missed_has_its_reason() -> None:
     report = Report.from_json(json.loads((REPO / "benchmarks" / "results.json").read_text(encoding="utf-8")))
-    missed = [
-        target for target in TARGETS if (measured := target.measured(report)) is None or not target.met(measured)
-    ]
+    missed = [target for target in TARGETS if (measured := target.measured(report)) is None or not target.met(measured)]
     assert [target.text for target in missed if not target.when_missed] == []
 
 

@@ -96,6 +96,9 @@ def _together(raw: WorkerConnection, works: list[Write]) -> list[object]:
                 results += [None] * len(appends)
             else:
                 results += [work.apply(raw, now) for work in run]
+    if raw.checkpoints is not None:
+        appended = (row for work in works if isinstance(work, Append) for row in work.rows)
+        raw.checkpoints.wrote(len({work.session_id for work in works}), sum(map(len, appended)))
     return results
 
 

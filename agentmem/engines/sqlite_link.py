@@ -20,7 +20,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterable
 from queue import SimpleQueue
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, Protocol, TypeVar, cast
 from weakref import WeakSet
 
 import aiosqlite
@@ -37,6 +37,19 @@ class ConnectionLost(Exception):  # noqa: N818  no error of the caller's: the po
     """The connection was closed between two messages: by a fork, a replaced file, or the program's end."""
 
 
+class Checkpointing(Protocol):
+    """When a connection that writes copies the WAL into the database; see ``sqlite_checkpoint``."""
+
+    def wrote(self, sessions: int, size_bytes: int) -> None:
+        """Count a transaction."""
+
+    def is_due(self) -> bool:
+        """Whether to run it after this hop."""
+
+    def run(self, raw: WorkerConnection) -> None:
+        """Run it, in the connection's thread and outside any transaction."""
+
+
 class WorkerConnection(sqlite3.Connection):
     """An SQLite connection whose thread runs the functions that are sent to it, one after the other.
 
@@ -50,6 +63,7 @@ class WorkerConnection(sqlite3.Connection):
         self.is_writer = False
         self.in_memory = database == MEMORY
         self.file: FileIdentity | None = None  # of the one that writes
+        self.checkpoints: Checkpointing | None = None  # likewise
         self.thread = threading.current_thread()
         self._inbox: SimpleQueue[Hop[Any] | None] = SimpleQueue()
         self._ending = threading.Lock()  # nothing may be sent that the thread would never see
@@ -76,8 +90,11 @@ class WorkerConnection(sqlite3.Connection):
             self.report()
             self._unreported = hop
             del hop  # else it would keep what it read until the next one comes
-            if self._inbox.empty():
+            is_checkpoint_due = self.checkpoints is not None and self.checkpoints.is_due()
+            if is_checkpoint_due or self._inbox.empty():
                 self.report()
+            if is_checkpoint_due:
+                self._checkpoint()
         self.report()
         self.disconnect()
         with self._ending:
@@ -88,6 +105,11 @@ class WorkerConnection(sqlite3.Connection):
     def is_lost(self) -> bool:
         """Whether nothing that is sent now would be run."""
         return not self.alive or self._is_told_to_end
+
+    def _checkpoint(self) -> None:
+        with self.lock:
+            if self.alive and self.checkpoints is not None:
+                self.checkpoints.run(self)
 
     def send(self, hop: Hop[Any]) -> None:
         """Have `hop` run in the connection's thread, after those that were sent before.

@@ -5,8 +5,7 @@ Rules kept here:
 - A pool has one connection that writes and a few that read, each opened when it is first needed. However
   many sessions use the pool, it has no more threads and file descriptors than these need.
 - Writes that wait are committed together, reads that wait are served together.
-- Only the writer checkpoints: readers are set up not to, and are closed before the writer
-  (sqlite.org/wal.html#walresetbug).
+- Only the writer checkpoints (see ``sqlite_checkpoint``): readers are set up not to, and are closed before the writer.
 - Nothing is acknowledged that went into a file which is no longer at its path.
 - A pool closes when its last user lets go of it; one whose event loop is gone, with the next lease.
 

@@ -12,12 +12,14 @@ Rules kept here:
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 
 from ..errors import SchemaVersionError, StorageError
 from . import sqlite_takeover as takeover
 from .sdk_tables import SDKTables, holds_sdk_tables, is_sdk_file
+from .sqlite_checkpoint import Checkpoints
 from .sqlite_errors import BUSY, primary_code
 from .sqlite_link import WorkerConnection
 
@@ -26,11 +28,6 @@ SCHEMA_VERSION = 1
 
 POSITION_BITS = 32
 """Of an item's key; the session's key stands above them."""
-
-CHECKPOINT_PAGES = 4000
-"""How long the WAL gets before the writer copies it into the database: 16 MB, and as many frames as one table of the
-WAL's index holds, so that readers search no second one (sqlite.org/walformat.html). With SQLite's 1,000, and flushes of
-300 µs, 64 sessions that added at once made 26,000 adds a second instead of 30,000."""
 
 _TABLES = (
     """
@@ -72,7 +69,9 @@ def prepare_writer(
         _refuse_foreign(raw, path, takes_over)
         _switch_to_wal(raw, path, time.monotonic() + busy_timeout_s)
     raw.execute(f"PRAGMA synchronous = {'FULL' if durability == 'full' else 'NORMAL'}")
-    raw.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
+    raw.execute("PRAGMA wal_autocheckpoint = 0")
+    if not raw.in_memory:
+        raw.checkpoints = Checkpoints(os.path.realpath(path))  # SQLite follows links, too
     raw.execute("PRAGMA fullfsync = ON")  # macOS: fsync() alone leaves the data in the drive's cache
     if takes_over is None or not is_sdk_file(raw):  # else with the takeover, in one transaction
         _create_or_upgrade(raw, path, takes_over)
@@ -80,7 +79,7 @@ def prepare_writer(
 
 def prepare_reader(raw: WorkerConnection) -> None:
     """Set up a connection that reads."""
-    # The promise that only the writer writes and checkpoints (sqlite.org/wal.html#walresetbug).
+    # Only the writer writes and checkpoints; see sqlite_checkpoint.
     raw.execute("PRAGMA query_only = ON")
     raw.execute("PRAGMA wal_autocheckpoint = 0")
 
