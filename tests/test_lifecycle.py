@@ -211,6 +211,25 @@ SQLiteSession(path, session_id="other").add_items([one])
 }
 
 
+AT_EXIT = """
+def late():
+    session.add_items([{"late": "sync"}])
+    asyncio.run(other.add_items([{"late": "async"}]))
+    print(len(session.get_items()))
+session = SQLiteSession(path, session_id="user_123")
+session.add_items([one])
+other = AsyncSQLiteSession(path, session_id="user_123")
+asyncio.run(other.add_items([one]))
+atexit.register(late)
+"""
+
+
+@threads_may_start_late
+def test_what_is_called_at_exit_on_handles_that_were_in_use_is_stored(path: Path) -> None:
+    assert run_quietly(IMPORTS + AT_EXIT, path) == "4\n"
+    assert [item.get("late") for item in stored(path)] == [None, None, "sync", "async"]
+
+
 @threads_may_start_late
 @pytest.mark.parametrize("name", LATE)
 def test_threads_that_outlive_the_main_one_use_their_sessions_to_their_end(path: Path, name: str) -> None:
