@@ -1,4 +1,4 @@
-"""One connection and its thread: hops run whole, closing waits for them, and the file is the one that was opened."""
+"""One connection and its thread: hops run whole and in order, and closing waits for them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from processes import threads, wait_until
 
 from agentmem.engines import sqlite_link
-from agentmem.engines.sqlite_link import ConnectionLost, FileIdentity, Link, WorkerConnection, create_private
+from agentmem.engines.sqlite_link import ConnectionLost, Link, WorkerConnection, create_private
 from agentmem.engines.sqlite_schema import Transaction
 from agentmem.errors import StorageError
 
@@ -216,45 +216,6 @@ def test_an_event_loop_that_is_closed_under_a_hop_is_no_error_in_the_connections
     go_on.set()
     link.stop()
     assert errors == []
-
-
-def test_a_file_is_the_same_until_it_is_deleted_replaced_or_emptied(path: Path) -> None:
-    path.write_bytes(b"one")
-    file = FileIdentity(str(path))
-    file.check()
-    path.write_bytes(b"another text")
-    file.check()
-    os.truncate(path, 0)
-    with pytest.raises(StorageError, match="was emptied"):
-        file.check()
-    assert file.is_at_its_path()
-    path.rename(path.with_suffix(".away"))
-    with pytest.raises(StorageError, match=r"was deleted or moved .* put it back"):
-        file.check()
-    assert not file.is_at_its_path()
-    path.write_bytes(b"one")
-    with pytest.raises(StorageError, match="was replaced"):
-        file.check()
-    assert not file.is_at_its_path()
-
-
-def test_of_a_replaced_file_only_its_own_wal_is_removed(path: Path) -> None:
-    wal, shm = path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")
-    for beside in (path, wal, shm):
-        beside.write_bytes(b"old")
-    file = FileIdentity(str(path))
-    file.remove_stale_wal()
-    assert wal.exists()
-    file.remember_wal()
-    wal.with_suffix(".new").write_bytes(b"of the new file")
-    os.replace(wal.with_suffix(".new"), wal)
-    file.remove_stale_wal()
-    assert wal.exists()
-    file.remember_wal()
-    file.remove_stale_wal()
-    file.remove_stale_wal()
-    assert not wal.exists()
-    assert not shm.exists()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="file modes are POSIX's")

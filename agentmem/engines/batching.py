@@ -80,9 +80,9 @@ class Batcher(Generic[W]):
             The first argument is the lane, from 0. What it raises fails the whole batch.
         lanes: how many batches are served at a time.
         most: the largest batch.
-        crowd: how many calls must wait before another lane is used while one is busy. Where more than one are needed,
-            twice as many calls that find all lanes idle are served in two halves: they would wait for each other
-            otherwise, for ever in one batch, and the event loop would stand still while that is served.
+        crowd: how many calls must wait before another lane is used while one is busy. Where that is more than one,
+            calls that find all lanes idle and are twice as many are served in two halves: in one batch they would
+            come back together each time, and the event loop would have nothing to do while it is served.
     """
 
     def __init__(

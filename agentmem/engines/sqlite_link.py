@@ -8,7 +8,6 @@ Rules kept here:
 - What awaits here runs in an ``UncancellableTask``: aiosqlite loses a connection whose opening is cancelled.
 - SQLite never crosses a fork: every connection to a file is closed before it (``ConnectionLost`` tells the
   pool to open another).
-- The file that was opened must still be the one at its path.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ import aiosqlite
 
 from ..errors import StorageError, StorageFullError
 from .lifecycle import around_fork, watch, when_program_ends
+from .sqlite_file import FileIdentity
 
 T = TypeVar("T")
 
@@ -90,10 +90,10 @@ class WorkerConnection(sqlite3.Connection):
             self.report()
             self._unreported = hop
             del hop  # else it would keep what it read until the next one comes
-            is_checkpoint_due = self.checkpoints is not None and self.checkpoints.is_due()
-            if is_checkpoint_due or self._inbox.empty():
+            if self._inbox.empty():
                 self.report()
-            if is_checkpoint_due:
+            if self.checkpoints is not None and self.checkpoints.is_due():
+                self.report()
                 self._checkpoint()
         self.report()
         self.disconnect()
@@ -317,64 +317,6 @@ def _tell(loop: asyncio.AbstractEventLoop, callback: Callable[[Any], object], ou
             raise
 
 
-class FileIdentity:
-    """Which file is opened, so that a deleted, replaced or emptied one is noticed; a check costs 2 µs.
-
-    To be made before SQLite opens the file, so that one which is replaced in between is noticed too.
-    """
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._inode = _inode(path)
-        self._wal_inode: tuple[int, int] | None = None
-
-    def remember_wal(self) -> None:
-        """To be called when SQLite has opened the file."""
-        self._wal_inode = _inode(self._path + "-wal")
-
-    def is_at_its_path(self) -> bool:
-        return _inode(self._path) == self._inode
-
-    def check(self) -> None:
-        """Raises StorageError when the file at the path is another, empty, or gone."""
-        try:
-            status = os.stat(self._path)
-        except OSError as error:
-            raise StorageError(
-                f"{self._path} was deleted or moved while it was open ({error.strerror}); "
-                "put it back, or open a new session to start a new file"
-            ) from error
-        if (status.st_dev, status.st_ino) != self._inode:
-            raise self.replaced()
-        if status.st_size == 0:
-            raise StorageError(f"{self._path} was emptied while it was open; restore it from a backup")
-
-    def check_wal(self) -> None:
-        """Raises StorageError when the WAL is not the one that SQLite opened: a crash would take what goes into it.
-
-        To be called only while the connection that writes is open: SQLite deletes the WAL with the last one.
-        """
-        if self._wal_inode is not None and _inode(self._path + "-wal") != self._wal_inode:
-            raise StorageError(
-                f"{self._path}-wal was deleted or replaced while {self._path} was open; "
-                "close every session on it, which saves what was stored, and open new ones"
-            )
-
-    def replaced(self) -> StorageError:
-        return StorageError(
-            f"{self._path} was replaced by another file while it was open; open a new session to use that one"
-        )
-
-    def remove_stale_wal(self) -> None:
-        """Delete the WAL that a replaced file left at its path: SQLite would play it into the new file."""
-        if self._wal_inode is not None and _inode(self._path + "-wal") == self._wal_inode:
-            for suffix in ("-wal", "-shm"):
-                try:
-                    os.unlink(self._path + suffix)
-                except FileNotFoundError:
-                    pass  # SQLite removed it when the last connection closed
-
-
 def create_private(path: str) -> None:
     """Create the file, if there is none, readable by its owner alone; SQLite gives -wal and -shm its mode.
 
@@ -397,14 +339,6 @@ def create_private(path: str) -> None:
             folder = os.path.dirname(path)
             advice = "choose a folder that can be written" if os.path.isdir(folder) else "create its folder first"
             raise StorageError(f"cannot create {path}: {error.strerror}; {advice}") from error
-
-
-def _inode(path: str) -> tuple[int, int] | None:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
 
 
 _opening = threading.Lock()

@@ -27,10 +27,10 @@ from weakref import WeakKeyDictionary
 from ..errors import StorageError
 from .batching import Batcher, Done, Job, UncancellableTask, despite_cancellation
 from .lifecycle import around_fork
+from .sqlite_file import FileIdentity
 from .sqlite_link import (
     MEMORY,
     ConnectionLost,
-    FileIdentity,
     Hop,
     Link,
     WorkerConnection,
@@ -125,7 +125,8 @@ class Pool:
 
     async def open(self) -> None:
         """Connect, and have the schema created or upgraded, unless that was done."""
-        if self._writer is None:  # a task costs as much as half of opening a handle on a pool that is open
+        # A task costs as much as half of opening a handle on a pool that is open.
+        if self._writer is None or self._writer.is_lost():
             await despite_cancellation(self._open_writer())
 
     async def close(self) -> None:
