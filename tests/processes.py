@@ -32,6 +32,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 """
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+needs_sigstop = pytest.mark.skipif(os.name != "posix", reason="stopping a process from outside is POSIX's")
 
 
 class Child:
@@ -73,6 +74,20 @@ class Child:
     def interrupt(self) -> None:
         """What Ctrl+C does."""
         self._process.send_signal(signal.SIGINT)
+
+    def stop(self) -> None:
+        """Stop it wherever it is; it holds what it holds until :meth:`go_on` or :meth:`kill`."""
+        self._process.send_signal(signal.SIGSTOP)
+        self.wait_until_stopped()
+
+    def wait_until_stopped(self) -> None:
+        assert os.WIFSTOPPED(os.waitpid(self._process.pid, os.WUNTRACED)[1])
+
+    def go_on(self) -> None:
+        self._process.send_signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        self._process.kill()
 
     def finish(self) -> tuple[int, str, str]:
         """Wait for its end; returns its exit code, the rest of its output, and its stderr."""
