@@ -137,6 +137,14 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session
+def soak(session: nox.Session) -> None:
+    """An hour of load, after 500 kills: what is held stays flat and what is read is right. --seconds 300 is shorter."""
+    install_wheel(session)
+    with tempfile.TemporaryDirectory() as elsewhere, session.chdir(elsewhere):
+        session.run("python", str(ROOT / "tests" / "soak.py"), *session.posargs)
+
+
+@nox.session
 def demo(session: nox.Session) -> None:
     """``agentmem demo``, as someone who has just installed it sees it."""
     session.install(".")
