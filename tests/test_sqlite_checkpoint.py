@@ -8,11 +8,11 @@ import threading
 from pathlib import Path
 
 import pytest
-from processes import Child
+from processes import Child, wait_until
 
 from agentmem import AsyncSessionStore, AsyncSQLiteSession
-from agentmem.engines import sqlite_link
-from agentmem.engines.sqlite_checkpoint import LIMIT_BYTES, RETRY_BYTES
+from agentmem.engines import sqlite_checkpoint, sqlite_link
+from agentmem.engines.sqlite_checkpoint import LIMIT_BYTES, RETRY_BYTES, Checkpoints
 from agentmem.engines.sqlite_link import Link, WorkerConnection
 from agentmem.items import Item
 
@@ -140,6 +140,37 @@ async def test_every_checkpoint_holds_the_lock_for_writing(path: Path) -> None:
     assert set(checkpoints) == {"PRAGMA wal_checkpoint(RESTART)"}
 
 
+async def test_nobody_can_write_while_a_checkpoint_waits_for_a_reader(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_checkpoint, "WAIT_MS", 60_000)
+
+    def cannot_write() -> bool:
+        try:
+            other.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as error:
+            return "locked" in str(error)
+        other.execute("ROLLBACK")
+        return False
+
+    reader, other = (sqlite3.connect(path, isolation_level=None, timeout=0) for _ in range(2))
+    link = await Link.open(str(path), 5.0, lambda raw: raw.execute("PRAGMA journal_mode = WAL").fetchone())
+    await link.hop(lambda raw: raw.execute("CREATE TABLE t (n)"))
+    reader.execute("BEGIN")
+    reader.execute("SELECT n FROM t").fetchall()
+    await link.hop(lambda raw: raw.execute("INSERT INTO t VALUES (1)"))
+    checkpoint = asyncio.ensure_future(link.hop(Checkpoints(str(path)).run))
+    await asyncio.sleep(0)
+    wait_until(cannot_write)
+    assert not checkpoint.done()
+    reader.execute("COMMIT")
+    await checkpoint
+    assert not cannot_write()
+    for connection in (reader, other):
+        connection.close()
+    await link.close()
+
+
 async def test_a_checkpoint_that_fails_loses_nothing_and_a_later_one_does_its_work(path: Path) -> None:
     async with AsyncSQLiteSession(path, session_id="user_123") as session:
         await session.add_items([SMALL])
@@ -151,7 +182,7 @@ async def test_a_checkpoint_that_fails_loses_nothing_and_a_later_one_does_its_wo
             await session.add_items([LARGE])
         assert wal_bytes(path) > LIMIT_BYTES + RETRY_BYTES
         before = salt(path)
-        raw.set_authorizer(None)
+        raw.set_authorizer(lambda *_: sqlite3.SQLITE_OK)  # Python 3.10 takes no None
         for _ in range(2 * RETRY_BYTES // 200_000):
             await session.add_items([LARGE])
         assert salt(path) != before
@@ -164,15 +195,17 @@ async def test_a_write_is_told_of_before_the_checkpoint_that_it_makes_due(path: 
             raise AssertionError("nothing is written here")
 
         def is_due(self) -> bool:
-            return not told.is_set()
+            return written.is_set() and not told.is_set()
 
         def run(self, raw: WorkerConnection) -> None:
             told.wait()
 
-    told = threading.Event()
-    link = await Link.open(str(path), 5.0, lambda raw: None)
-    link.raw.checkpoints = Due()
-    link.send(lambda raw: None, lambda _: told.set())
+    def prepare(raw: WorkerConnection) -> None:
+        raw.checkpoints = Due()
+
+    written, told = threading.Event(), threading.Event()
+    link = await Link.open(str(path), 5.0, prepare)
+    link.send(lambda raw: written.set(), lambda _: told.set())
     await link.hop(lambda raw: None)
     assert told.is_set()
     await link.close()

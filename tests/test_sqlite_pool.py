@@ -56,6 +56,10 @@ def commits(path: Path) -> int:
     return sum(frame[4:8] != bytes(4) and frame[8:16] == salt for frame in frames)
 
 
+def connections(path: Path) -> list[sqlite_link.WorkerConnection]:
+    return [raw for raw in list(sqlite_link._live) if raw.execute("PRAGMA database_list").fetchone()[2] == str(path)]
+
+
 @pytest.fixture(autouse=True)
 def _nothing_is_left_open() -> Iterator[None]:
     before = holdings()
@@ -394,7 +398,7 @@ async def test_writes_happen_in_the_order_in_which_they_were_asked_for_however_m
             if number % 50 == 49:
                 await asyncio.sleep(0)
             if loss == "of the connection" and number % 100 == 99:
-                for raw in list(sqlite_link._live):
+                for raw in connections(path):
                     raw.disconnect()  # as before a fork
         await asyncio.gather(*calls)
         assert stored(path) == expected

@@ -4,7 +4,8 @@ Rules kept here:
 
 - Only the connection that writes does it, and holds the lock for writing meanwhile: SQLite before 3.51.3 (3.50.7,
   3.44.6) can lose pages when a checkpoint runs while another connection, of this process or another, commits and
-  starts the WAL anew (sqlite.org/wal.html#walresetbug). SQLite's own automatic checkpoints do not hold that lock.
+  starts the WAL anew (sqlite.org/wal.html#walresetbug). SQLite's own automatic checkpoints do not hold that lock; and
+  it goes on without it where it waited for it in vain, which is what remains.
 - Afterwards the next write starts the WAL anew, as soon as the readers of the moment are done. SQLite's automatic
   checkpoints wait for nobody, and under steady readers the WAL grows without end.
 - What was committed is reported first: it is safe in the WAL.
