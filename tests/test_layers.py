@@ -14,6 +14,7 @@ import pytest
 import agentmem
 
 FLOORS = {
+    "checking": 0,
     "errors": 0,
     "items": 0,
     "reading": 0,
