@@ -276,6 +276,18 @@ async def a_closed_handle_says_so_and_its_data_stays(open_engine: Open) -> None:
         _same(await _read(engine, session_id), _items(0, 2), "what the closed handle had stored")
 
 
+async def a_check_names_just_the_rows_that_cannot_be_read(open_engine: Open) -> None:
+    async with _fresh(open_engine) as (engine, session_id):
+        await engine.append(session_id, _rows(0, 3))
+        await engine.pop(session_id, TailReading(1))
+        report = await engine.check()
+        _same([p for p in report.problems if p.session_id == session_id], [], "problems of a whole session")
+        await engine.append(session_id, ["broken", *_rows(3, 5)])
+        after = await engine.check()
+        _same([p.position for p in after.problems if p.session_id == session_id], [2], "positions of problems")
+        _same(after.items - report.items, 3, "items more")
+
+
 CHECKS: tuple[Callable[[Open], Awaitable[None]], ...] = (
     items_come_back_in_the_order_in_which_they_were_appended,
     positions_are_issued_without_gaps_from_0,
@@ -296,6 +308,7 @@ CHECKS: tuple[Callable[[Open], Awaitable[None]], ...] = (
     a_cancelled_write_is_whole_or_not_there,
     a_cancelled_read_leaves_the_others_alone,
     a_closed_handle_says_so_and_its_data_stays,
+    a_check_names_just_the_rows_that_cannot_be_read,
 )
 """Every check, simplest first; the names are the promises."""
 

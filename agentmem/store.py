@@ -6,6 +6,7 @@ import os
 from types import TracebackType
 from typing import Any, TypeVar
 
+from .checking import CheckReport, Progress
 from .engines import open_engine
 from .replay import SessionSettings
 from .session import AsyncSession
@@ -53,6 +54,26 @@ class AsyncSessionStore:
             SessionClosedError: the store was closed.
         """
         await self._engine.open()
+
+    async def check(self, *, progress: Progress | None = None) -> CheckReport:
+        """Say what is wrong with the database, in one state of it, while others go on to read and write.
+
+        What it looks for: damage that the database itself finds; sessions whose positions do not go from 0 to their
+        end without a gap; items of no session; items that cannot be read. Damage does not end it: it says what cannot
+        be read, and goes on where it can. It neither opens the store nor creates or writes anything, and needs little
+        memory for any number of items. It takes about as long as reading everything; the WAL file grows by what is
+        written meanwhile.
+
+        Args:
+            progress: called from time to time with how many items were checked and about how many there are, in
+                another thread.
+
+        Raises:
+            StorageError: there is no database of agentmem's, or it cannot be read; the kinds are in
+                ``agentmem.errors``.
+            SessionClosedError: the store was closed.
+        """
+        return await self._engine.check(progress)
 
     async def close(self) -> None:
         """Finish the calls under way and close. Later calls on the store's sessions raise SessionClosedError.

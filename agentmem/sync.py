@@ -27,6 +27,7 @@ import anyio
 from anyio.from_thread import BlockingPortal
 from pydantic import BaseModel
 
+from .checking import CheckReport, Progress
 from .engines.lifecycle import around_fork, watch, when_program_ends
 from .replay import SessionSettings
 from .session import AsyncSession, AsyncSQLiteSession, session_id_by_keyword
@@ -214,6 +215,10 @@ class SessionStore:
     @_docs_of(AsyncSessionStore.open)
     def open(self) -> None:
         run_blocking(self.async_store.open)
+
+    @_docs_of(AsyncSessionStore.check)
+    def check(self, *, progress: Progress | None = None) -> CheckReport:
+        return run_blocking(self.async_store.check, progress=progress)
 
     @_docs_of(AsyncSessionStore.close)
     def close(self) -> None:

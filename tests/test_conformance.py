@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from agentmem.checking import CheckReport, Progress
 from agentmem.conformance import CHECKS, NotConforming
 from agentmem.engines.base import Engine, Reading, T
 from agentmem.engines.sqlite import SQLiteEngine
@@ -96,8 +98,17 @@ class Clipping(SQLiteEngine):
         return await super().read(session_id, reading)
 
 
+class Content(SQLiteEngine):
+    """Finds nothing wrong."""
+
+    async def check(self, progress: Progress | None = None) -> CheckReport:
+        return replace(await super().check(progress), problem_count=0, problems=())
+
+
 @pytest.mark.parametrize(
-    "broken", [Forgetful, Backwards, Splitting, Mixing, Keeping, Peeking, Unending, Clipping], ids=lambda c: c.__name__
+    "broken",
+    [Forgetful, Backwards, Splitting, Mixing, Keeping, Peeking, Unending, Clipping, Content],
+    ids=lambda c: c.__name__,
 )
 async def test_a_broken_engine_is_found_out(broken: type[SQLiteEngine], tmp_path: Path) -> None:
     engines: list[SQLiteEngine] = []

@@ -16,6 +16,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
 from typing import Protocol, TypeVar
 
+from ..checking import CheckReport, Progress
+
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
@@ -96,6 +98,10 @@ class Engine(ABC):
     @abstractmethod
     async def clear(self, session_id: str) -> None:
         """Remove the session with all that is stored for it; the next append starts at position 0."""
+
+    @abstractmethod
+    async def check(self, progress: Progress | None = None) -> CheckReport:
+        """What is wrong with the database, in one state of it; writes nothing, creates nothing, holds up no call."""
 
     @abstractmethod
     async def close(self) -> None:

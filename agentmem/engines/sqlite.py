@@ -13,14 +13,15 @@ import asyncio
 import os
 import sqlite3
 import warnings
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import Any, Literal, TypeVar, cast
 from weakref import WeakSet
 
+from ..checking import CheckReport, Progress
 from ..errors import SessionClosedError, StorageError
 from .base import Engine, Reading
-from .batching import Job, despite_cancellation
+from .batching import Job, UncancellableTask, despite_cancellation
 from .sdk_tables import SDKTables
 from .sqlite_calls import (
     Append,
@@ -35,10 +36,12 @@ from .sqlite_calls import (
     serve_reads,
     serve_writes,
 )
+from .sqlite_check import check
 from .sqlite_errors import map_error
 from .sqlite_link import MEMORY
 from .sqlite_pool import Database, MemoryLink, Pool, close_unused, lease, release
 from .sqlite_schema import prepare_reader, prepare_writer
+from .sqlite_snapshot import Snapshot, SnapshotWork, until_done
 from .sqlite_takeover import Takeover
 
 T = TypeVar("T")
@@ -98,6 +101,7 @@ class SQLiteEngine(Engine):
             memory=memory,
         )
         self._leases: dict[asyncio.AbstractEventLoop, Pool] = {}
+        self._apart: set[SnapshotWork[Any]] = set()
         self._closed = False
 
     async def open(self) -> None:
@@ -150,23 +154,31 @@ class SQLiteEngine(Engine):
         """
         return cast(Takeover, await self._write(Import(tables, path)))
 
+    async def check(self, progress: Progress | None = None) -> CheckReport:
+        return await self._on_snapshot(lambda snapshot: check(snapshot, self.name, progress))
+
     async def close(self) -> None:
         self._closed = True
         pools = [self._leases.popitem()[1] for _ in range(len(self._leases))]
         unused = [pool for pool in pools if not pool.is_inherited() and release(pool)]
-        if unused or self._database.memory is not None:  # else there is nothing to wait for
+        if unused or self._apart or self._database.memory is not None:  # else there is nothing to wait for
             await despite_cancellation(self._close(unused))
 
     async def _close(self, pools: Sequence[Pool]) -> None:
+        for work in list(self._apart):
+            await work.finished()
         for pool in pools:
             await close_unused(pool)
         if self._database.memory is not None:
             await self._database.memory.close()
 
-    def _pool(self) -> Pool:
-        """This engine's pool on the running event loop."""
+    def _refuse_closed(self) -> None:
         if self._closed:
             raise SessionClosedError(f"the store on {self.name} is closed; open a new one")
+
+    def _pool(self) -> Pool:
+        """This engine's pool on the running event loop."""
+        self._refuse_closed()
         loop = asyncio.get_running_loop()
         pool = self._leases.get(loop)
         if pool is None or pool.is_inherited():
@@ -202,6 +214,33 @@ class SQLiteEngine(Engine):
                 stacklevel=2,
             )
         return result
+
+    async def _on_snapshot(self, function: Callable[[Snapshot], T]) -> T:
+        """Run `function` apart from the pool; one in memory has nothing but its connection."""
+        self._refuse_closed()
+        try:
+            if self._database.memory is not None:
+                return await self._on_connection(self._database.memory, function)
+            work = SnapshotWork(self._database.path, self._database.busy_timeout_s, function)
+            self._apart.add(work)
+            try:
+                return await work.result()
+            finally:
+                self._apart.discard(work)
+        except sqlite3.Error as error:
+            raise map_error(error, self.name) from error
+
+    async def _on_connection(self, memory: MemoryLink, function: Callable[[Snapshot], T]) -> T:
+        self._pool()  # raises in a child process that got it by a fork
+        link = await despite_cancellation(memory.open(self._database))
+        snapshot = Snapshot(link.raw)
+
+        def run(_: object) -> T:
+            with snapshot.reading():
+                return function(snapshot)
+
+        task = UncancellableTask(link.hop(run), loop=asyncio.get_running_loop())
+        return await until_done(task, snapshot.halt)
 
     def _outcome(self, job: Job[Any]) -> object:
         if job.error is None:

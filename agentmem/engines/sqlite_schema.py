@@ -66,7 +66,7 @@ def prepare_writer(
     """
     raw.is_writer = True
     if not raw.in_memory:
-        _refuse_foreign(raw, path, takes_over)
+        refuse_foreign(raw, path, takes_over)
         _switch_to_wal(raw, path, time.monotonic() + busy_timeout_s)
     raw.execute(f"PRAGMA synchronous = {'FULL' if durability == 'full' else 'NORMAL'}")
     raw.execute("PRAGMA wal_autocheckpoint = 0")
@@ -93,7 +93,14 @@ def create_tables(raw: WorkerConnection) -> None:
         raw.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 
-def _refuse_foreign(raw: WorkerConnection, path: str, takes_over: SDKTables | None) -> None:
+def require_tables(raw: sqlite3.Connection, path: str) -> None:
+    """Raises what opening the file would raise, and StorageError where opening would make agentmem's tables."""
+    refuse_foreign(raw, path, takes_over=None)
+    if raw.execute("PRAGMA application_id").fetchone() != (APPLICATION_ID,):
+        raise StorageError(f"{path} is empty, nothing was ever stored in it; check the path")
+
+
+def refuse_foreign(raw: sqlite3.Connection, path: str, takes_over: SDKTables | None) -> None:
     """Leave other programs' databases and newer versions' files exactly as they are."""
     application_id, version, tables = raw.execute(
         """
@@ -141,7 +148,7 @@ def _create_or_upgrade(raw: WorkerConnection, path: str, takes_over: SDKTables |
         return
     with Transaction(raw):
         # Looked at again under the lock: another process may have created it meanwhile.
-        _refuse_foreign(raw, path, takes_over)
+        refuse_foreign(raw, path, takes_over)
         create_tables(raw)
 
 
