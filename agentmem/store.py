@@ -75,6 +75,29 @@ class AsyncSessionStore:
         """
         return await self._engine.check(progress)
 
+    async def backup(self, path: str | os.PathLike[str]) -> None:
+        """Copy the database to a new file, while others go on to read and write.
+
+        The copy is one state of the database: whole batches, and all that was acknowledged before the call. It is a
+        complete file of agentmem's, readable by its owner alone, and comes to its name when it is complete and on the
+        disk: a crash leaves nothing there, and an error or a cancellation nothing at all. A backup that is complete
+        when its cancellation arrives stays.
+
+        It is copied and flushed 1 MB at a time, because commits wait for what is being flushed: with 1 GB and tasks
+        that wrote all the time, the longest commit took 3 to 30 ms, against 220 to 510 where the copy was flushed at
+        once, and 360 to 430 with ``VACUUM INTO`` (more in ``engines/sqlite_backup.py``). A store in memory serves
+        nobody while it is copied.
+
+        Args:
+            path: of the new file. Nothing is overwritten.
+
+        Raises:
+            StorageError: there is a file at `path`, or it cannot be written, or there is no database of agentmem's.
+            StorageFullError: there is no room for the copy.
+            SessionClosedError: the store was closed.
+        """
+        await self._engine.backup(path)
+
     async def close(self) -> None:
         """Finish the calls under way and close. Later calls on the store's sessions raise SessionClosedError.
 

@@ -220,6 +220,10 @@ class SessionStore:
     def check(self, *, progress: Progress | None = None) -> CheckReport:
         return run_blocking(self.async_store.check, progress=progress)
 
+    @_docs_of(AsyncSessionStore.backup)
+    def backup(self, path: str | os.PathLike[str]) -> None:
+        run_blocking(self.async_store.backup, path)
+
     @_docs_of(AsyncSessionStore.close)
     def close(self) -> None:
         _close(self.async_store.close)

@@ -12,6 +12,7 @@ An engine sees encoded rows and never looks into an item. The rules that all of 
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
 from typing import Protocol, TypeVar
@@ -102,6 +103,10 @@ class Engine(ABC):
     @abstractmethod
     async def check(self, progress: Progress | None = None) -> CheckReport:
         """What is wrong with the database, in one state of it; writes nothing, creates nothing, holds up no call."""
+
+    @abstractmethod
+    async def backup(self, path: str | os.PathLike[str]) -> None:
+        """Copy one state of the database, with all that was acknowledged, to a new file; holds up no call."""
 
     @abstractmethod
     async def close(self) -> None:

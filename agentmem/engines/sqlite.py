@@ -20,6 +20,7 @@ from weakref import WeakSet
 
 from ..checking import CheckReport, Progress
 from ..errors import SessionClosedError, StorageError
+from ..reading import TailReading
 from .base import Engine, Reading
 from .batching import Job, UncancellableTask, despite_cancellation
 from .sdk_tables import SDKTables
@@ -36,6 +37,7 @@ from .sqlite_calls import (
     serve_reads,
     serve_writes,
 )
+from .sqlite_backup import back_up
 from .sqlite_check import check
 from .sqlite_errors import map_error
 from .sqlite_link import MEMORY
@@ -156,6 +158,16 @@ class SQLiteEngine(Engine):
 
     async def check(self, progress: Progress | None = None) -> CheckReport:
         return await self._on_snapshot(lambda snapshot: check(snapshot, self.name, progress))
+
+    async def backup(self, path: str | os.PathLike[str]) -> None:
+        target = _path(path)
+        if target == MEMORY:
+            raise ValueError("a backup is a file; give a path")
+        self._refuse_closed()
+        if (pool := self._leases.get(asyncio.get_running_loop())) is not None and not pool.is_inherited():
+            # What it has open must still be at its path, else the copy would be of another file.
+            self._outcome(await pool.reads.submit(Read("", TailReading(0))))
+        await self._on_snapshot(lambda snapshot: back_up(snapshot, self.name, target))
 
     async def close(self) -> None:
         self._closed = True
