@@ -16,6 +16,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.rule import Rule
 from rich.table import Table
 
@@ -154,6 +155,36 @@ def import_sdk(file: str, into: str | None, sessions_table: str, messages_table:
         _write(f"{done.already_taken} items had been taken over before.", "dim")
     for session_id in done.skipped:
         _write(f"skipped: session {session_id}, an id that agentmem refuses; its items stay in {file}", "red", _errors)
+
+
+@main.command(cls=_Command)
+@click.argument("file", type=click.Path(dir_okay=False))
+def check(file: str) -> None:
+    """Say what is wrong with the sessions in FILE; the exit code is 1 if anything is.
+
+    FILE is only read, while others may write to it.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=_errors, transient=True, disable=not _errors.is_terminal) as bar:
+        task = bar.add_task("checking", total=None)
+        report = SessionStore(file).check(progress=lambda done, of: bar.update(task, completed=done, total=of))
+    for problem in report.problems:
+        _write(str(problem), "red")
+    if report.problem_count > len(report.problems):
+        _write(f"and {report.problem_count - len(report.problems)} more", "red")
+    problems = "1 problem" if report.problem_count == 1 else f"{report.problem_count or 'no'} problems"
+    _write(f"{report.items} items of {report.sessions} sessions in {file}: {problems}.", "dim")
+    if report.problem_count:
+        sys.exit(1)
+
+
+@main.command(cls=_Command)
+@click.argument("file", type=click.Path(dir_okay=False))
+@click.argument("target", type=click.Path(dir_okay=False))
+def backup(file: str, target: str) -> None:
+    """Copy FILE to TARGET, a new file, while others may write to it."""
+    SessionStore(file).backup(target)
+    _write(f"{file} copied to {target} ({Path(target).expanduser().stat().st_size / 1000:.0f} kB).", "green")
 
 
 def _ask() -> str:

@@ -360,6 +360,83 @@ def test_import_sdk_of_what_is_no_history_is_one_line_and_code_1(tmp_path: Path)
     assert {path.name for path in tmp_path.iterdir()} == {"notes.db", "photos.db"}
 
 
+# check
+
+
+def test_check_says_that_a_file_is_whole_and_leaves_it_as_it_is(tmp_path: Path) -> None:
+    with SQLiteSession(tmp_path / "app.db", session_id="user_123") as session:
+        session.add_items([{"role": "user", "content": "one"}] * 3)
+    before = (tmp_path / "app.db").read_bytes()
+    output = succeeded(agentmem(tmp_path, "check", "app.db"))
+    assert output == "3 items of 1 sessions in app.db: no problems.\n"
+    assert (tmp_path / "app.db").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["app.db"]
+
+
+def test_check_names_each_problem_in_a_line_and_exits_with_1(tmp_path: Path) -> None:
+    with SQLiteSession(tmp_path / "app.db", session_id="user [red]\n") as session:
+        session.add_items([{"role": "user", "content": "one"}] * 6)
+    with closing(sqlite3.connect(tmp_path / "app.db")) as connection, connection:
+        connection.execute("DELETE FROM agentmem_items WHERE item_key & 0xFFFFFFFF = 2")
+    one = agentmem(tmp_path, "check", "app.db")
+    assert (one.returncode, one.stderr) == (1, "")
+    assert one.stdout.splitlines() == [
+        r"session 'user [red]\n', position 2: missing",
+        "5 items of 1 sessions in app.db: 1 problem.",
+    ]
+    with closing(sqlite3.connect(tmp_path / "app.db")) as connection, connection:
+        connection.execute("UPDATE agentmem_items SET item = '[1]' WHERE item_key & 0xFFFFFFFF = 4")
+    assert agentmem(tmp_path, "check", "app.db").stdout.splitlines() == [
+        r"session 'user [red]\n', position 2: missing",
+        r"session 'user [red]\n', position 4: cannot be read: not a JSON object but list",
+        "5 items of 1 sessions in app.db: 2 problems.",
+    ]
+
+
+def test_check_counts_what_nobody_would_read(tmp_path: Path) -> None:
+    with SQLiteSession(tmp_path / "app.db", session_id="user_123") as session:
+        session.add_items([{"role": "user", "content": "one"}] * 250)
+    with closing(sqlite3.connect(tmp_path / "app.db")) as connection, connection:
+        connection.execute("UPDATE agentmem_items SET item = '{'")
+    done = agentmem(tmp_path, "check", "app.db")
+    *problems, more, summary = done.stdout.splitlines()
+    assert (done.returncode, len(problems)) == (1, 100)
+    assert (more, summary) == ("and 150 more", "250 items of 1 sessions in app.db: 250 problems.")
+
+
+@pytest.mark.parametrize("command", [["check", "no.db"], ["backup", "no.db", "copy.db"]])
+def test_a_missing_file_is_one_line_and_code_1_and_is_not_made(tmp_path: Path, command: list[str]) -> None:
+    _failed_in_one_line(agentmem(tmp_path, *command), "there is no file", "no.db")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", [["check", "notes.db"], ["backup", "notes.db", "copy.db"]])
+def test_a_file_that_is_none_of_agentmem_s_is_one_line_and_code_1(tmp_path: Path, command: list[str]) -> None:
+    (tmp_path / "notes.db").write_text("Dear diary. " * 1000)
+    _failed_in_one_line(agentmem(tmp_path, *command), "notes.db", "not a database")
+    (tmp_path / "notes.db").unlink()
+    with closing(sqlite3.connect(tmp_path / "notes.db")) as connection:
+        connection.execute("CREATE TABLE notes (text)")
+    _failed_in_one_line(agentmem(tmp_path, *command), "notes.db", "another program's database")
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.db"]
+
+
+# backup
+
+
+def test_backup_copies_a_file_that_is_then_used_like_any_and_overwrites_nothing(tmp_path: Path) -> None:
+    with SQLiteSession(tmp_path / "app.db", session_id="default") as session:
+        session.add_items([{"role": "user", "content": "one"}] * 3)
+        output = succeeded(agentmem(tmp_path, "backup", "app.db", "copy.db"))
+        assert re.fullmatch(r"app\.db copied to copy\.db \(\d+ kB\)\.\n", output)
+        session.add_items([{"role": "user", "content": "two"}])
+    assert succeeded(agentmem(tmp_path, "check", "copy.db")) == "3 items of 1 sessions in copy.db: no problems.\n"
+    assert contents(tmp_path / "copy.db") == ["one"] * 3
+    _failed_in_one_line(agentmem(tmp_path, "backup", "app.db", "copy.db"), "copy.db exists")
+    _failed_in_one_line(agentmem(tmp_path, "backup", "app.db", "no/copy.db"), "no/copy.db", "create its folder")
+    assert contents(tmp_path / "copy.db") == ["one"] * 3
+
+
 # What cannot work
 
 
@@ -406,6 +483,10 @@ def _failed_in_one_line(done: subprocess.CompletedProcess[str], *parts: str) -> 
         (["chat", "--limit", "3"], "--limit"),
         (["chat", "alice"], "alice"),
         (["talk"], "talk"),
+        (["check"], "FILE"),
+        (["check", "."], "is a directory"),
+        (["backup", "app.db"], "TARGET"),
+        (["backup", "app.db", "."], "is a directory"),
     ],
 )
 def test_a_wrong_use_is_a_usage_error_and_touches_no_file(tmp_path: Path, args: list[str], problem: str) -> None:
@@ -455,7 +536,7 @@ def test_every_command_and_every_option_says_what_it_is_for() -> None:
         for parameter in command.params
         if isinstance(parameter, click.Option) and not parameter.help
     ]
-    assert {("demo",), ("chat",), ("import-sdk",)} <= set(COMMANDS)
+    assert {("demo",), ("chat",), ("import-sdk",), ("check",), ("backup",)} <= set(COMMANDS)
     assert not silent
 
 
@@ -634,3 +715,40 @@ def test_demo_in_a_terminal_of_80_columns_has_colours_and_no_longer_line(tmp_pat
     assert plain != terminal.output
     assert said(plain) == CONVERSATION
     assert max(len(line) for line in plain.splitlines() if str(tmp_path) not in line) <= 80
+
+
+@posix
+def test_check_in_a_terminal_shows_how_far_it_is_and_leaves_only_its_report(tmp_path: Path) -> None:
+    with SQLiteSession(tmp_path / "app.db", session_id="user_123") as session:
+        session.add_items([{"role": "user", "content": "one"}] * 5000)
+    with _terminal(tmp_path, "check", "app.db") as terminal:
+        terminal.wait_for("checking")
+        terminal.wait_for("5000/5000")
+        terminal.wait_for("5000 items of 1 sessions in app.db: no problems.")
+        assert terminal.end() == 0
+    assert "\x1b[2K" in terminal.output  # the line of the bar is erased
+    assert "Traceback" not in terminal.output
+
+
+@posix
+@pytest.mark.usefixtures("interruptible")
+def test_ctrl_c_ends_a_backup_at_once_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    with SQLiteSession(tmp_path / "app.db", session_id="user_123") as session:
+        for _ in range(30):
+            session.add_items([{"role": "user", "content": "x" * 2_000_000}])
+    (tmp_path / "backups").mkdir()
+    process = subprocess.Popen(
+        [*MODULE, "backup", "app.db", "backups/copy.db"],
+        cwd=tmp_path,
+        env=environment({}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    with process:
+        deadline = time.monotonic() + WAIT_S
+        while not list((tmp_path / "backups").iterdir()):  # the copy under its temporary name
+            assert time.monotonic() < deadline
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=WAIT_S)
+    assert (process.returncode, output, errors.strip()) == (1, b"", b"Aborted!")
+    assert list((tmp_path / "backups").iterdir()) == []
