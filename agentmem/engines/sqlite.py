@@ -24,6 +24,7 @@ from ..reading import TailReading
 from .base import Engine, Reading
 from .batching import Job, UncancellableTask, despite_cancellation
 from .sdk_tables import SDKTables
+from .sqlite_backup import back_up
 from .sqlite_calls import (
     Append,
     Clear,
@@ -37,7 +38,6 @@ from .sqlite_calls import (
     serve_reads,
     serve_writes,
 )
-from .sqlite_backup import back_up
 from .sqlite_check import check
 from .sqlite_errors import map_error
 from .sqlite_link import MEMORY
