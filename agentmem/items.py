@@ -21,7 +21,7 @@ import re
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from pydantic import BaseModel
 from pydantic_core import from_json, to_json
@@ -34,6 +34,10 @@ Item = dict[str, Any]
 MAX_DEPTH = 256
 """Deepest nesting of objects and arrays in an item. The model APIs stop far below; the bound keeps
 decoding clear of Python's recursion limit (1,000 by default, shared with the caller's own frames)."""
+
+MAX_STORED_DEPTH = 1_000
+"""Deepest nesting that is read. Items that other programs stored may be deeper than agentmem's own; but under Python
+before 3.12 a program that raised its recursion limit would overflow the stack on a row of 100,000 levels."""
 
 _SURROGATE_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 
@@ -70,13 +74,13 @@ def encode_item(item: object, index: int = 0) -> str:
         except (ValueError, TypeError, RecursionError, BytesWarning):
             pass  # not swallowed: the path below stores it, or names what is wrong and where
     try:
-        plain = _plain(item, "$", 0, index)
+        plain = _plain(item, None, 0, index)
         if type(plain) is not dict:
-            raise _invalid(index, "$", f"an item is a JSON object (a dict), got {type(item).__name__}")
+            raise _invalid(index, None, f"an item is a JSON object (a dict), got {type(item).__name__}")
         # ASCII escapes, because a lone surrogate has no UTF-8 form.
         return json.dumps(plain, allow_nan=False, separators=(",", ":"))
     except RecursionError:
-        raise _invalid(index, "$", "nested too deep for the stack that is left here") from None
+        raise _invalid(index, None, "nested too deep for the stack that is left here") from None
 
 
 def decode_item(data: str | bytes) -> Item:
@@ -91,6 +95,8 @@ def decode_item(data: str | bytes) -> Item:
         # The standard library reads what pydantic's core refuses: lone surrogates, and more than 200 levels.
         try:
             text = data if isinstance(data, str) else str(data, "utf-8")  # left to itself it also tries UTF-16
+            if _is_too_deep(text):
+                raise ValueError(f"nested deeper than {MAX_STORED_DEPTH} levels")
             item = json.loads(text, parse_constant=_refuse_constant)
         except (TypeError, RecursionError) as error:
             raise ValueError(f"not JSON text: {error}") from error
@@ -125,57 +131,93 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-def _invalid(index: int, path: str, problem: str) -> InvalidItemError:
+def _is_too_deep(text: str) -> bool:
+    if text.count("[") + text.count("{") <= MAX_STORED_DEPTH:
+        return False
+    # Without what is escaped inside them, every quote begins or ends a string.
+    outside = "".join(text.replace("\\\\", "").replace('\\"', "").split('"')[::2])
+    depth = 0
+    for bracket in re.findall(r"[\[{}\]]", outside):
+        depth += 1 if bracket in "[{" else -1
+        if depth > MAX_STORED_DEPTH:
+            return True
+    return False
+
+
+class _Place(NamedTuple):
+    """Where in an item: a key or an index, and what it is in. Written out only for an error."""
+
+    inside: _Place | None
+    step: str | int
+
+
+def _invalid(index: int, place: _Place | None, problem: str) -> InvalidItemError:
+    steps: list[str] = []
+    while place is not None:
+        steps.append(f"[{place.step}]" if isinstance(place.step, int) else f".{place.step}")
+        place = place.inside
+    path = "$" + "".join(reversed(steps))
     return InvalidItemError(
-        f"item {index} at {path}: {problem}; nothing of this batch was stored", index=index, path=path
+        f"item {index} at {_shortened(path)}: {problem}; nothing of this batch was stored", index=index, path=path
     )
 
 
-def _plain(value: object, path: str, depth: int, index: int) -> object:
+def _named(key: object) -> str:
+    try:
+        return f"the key {_shortened(repr(key))}"
+    except Exception:  # an integer of more digits than Python writes, or a repr of the user's own
+        return "a key"
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 200 else text[:100] + "…" + text[-80:]
+
+
+def _plain(value: object, place: _Place | None, depth: int, index: int) -> object:
     """A copy of `value` made of what JSON holds exactly, or the error that names what is in the way."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
-        return _checked_text(value, path, index)
+        return _checked_text(value, place, index)
     if isinstance(value, int):
         try:
             str(int(value))
         except ValueError:  # sys.get_int_max_str_digits()
-            raise _invalid(index, path, "an integer of more digits than Python converts; make it a string") from None
+            raise _invalid(index, place, "an integer of more digits than Python converts; make it a string") from None
         return value
     if isinstance(value, float):
         if not math.isfinite(value):
-            raise _invalid(index, path, f"{value!r} is not JSON; use null or a string")
+            raise _invalid(index, place, f"{value!r} is not JSON; use null or a string")
         return value
     if depth >= MAX_DEPTH:
-        raise _invalid(index, path[:80] + "…", f"nested deeper than {MAX_DEPTH} levels")
+        raise _invalid(index, place, f"nested deeper than {MAX_DEPTH} levels")
     if isinstance(value, BaseModel):
-        return _plain(_model_json(value, index, path), path, depth, index)
+        return _plain(_model_json(value, index, place), place, depth, index)
     if isinstance(value, dict):
         result = {}
         for key, member in value.items():
             if not isinstance(key, str):
-                raise _invalid(index, path, f"the key {key!r} is {type(key).__name__}, JSON keys are strings")
-            result[_checked_text(key, path, index)] = _plain(member, f"{path}.{key}", depth + 1, index)
+                raise _invalid(index, place, f"{_named(key)} is {type(key).__name__}, JSON keys are strings")
+            result[_checked_text(key, place, index)] = _plain(member, _Place(place, key), depth + 1, index)
         return result
     if isinstance(value, list):
         elements = []
-        for place, member in enumerate(value):
-            elements.append(_plain(member, f"{path}[{place}]", depth + 1, index))
+        for number, member in enumerate(value):
+            elements.append(_plain(member, _Place(place, number), depth + 1, index))
         return elements
     advice = "make it a list" if isinstance(value, (tuple, set, frozenset)) else "convert it to JSON types first"
-    raise _invalid(index, path, f"{type(value).__name__} has no faithful JSON form; {advice}")
+    raise _invalid(index, place, f"{type(value).__name__} has no faithful JSON form; {advice}")
 
 
-def _checked_text(text: str, path: str, index: int) -> str:
+def _checked_text(text: str, place: _Place | None, index: int) -> str:
     # One lone surrogate comes back from its \u escape; two that form a pair come back as one character.
     if _SURROGATE_PAIR.search(text):
         advice = "text.encode('utf-16', 'surrogatepass').decode('utf-16')"
-        raise _invalid(index, path, f"a surrogate pair as two code points is one character in JSON; use {advice}")
+        raise _invalid(index, place, f"a surrogate pair as two code points is one character in JSON; use {advice}")
     return text
 
 
-def _model_json(model: BaseModel, index: int, path: str) -> object:
+def _model_json(model: BaseModel, index: int, place: _Place | None) -> object:
     openai = sys.modules.get("openai")  # not imported here: whoever has an object of its classes has loaded it
     try:
         if openai is not None and isinstance(model, openai.BaseModel):
@@ -185,7 +227,9 @@ def _model_json(model: BaseModel, index: int, path: str) -> object:
             return model.to_dict(mode="json", warnings=False)
         return model.model_dump(mode="json", by_alias=True)
     except ValueError as error:  # PydanticSerializationError is one
-        raise _invalid(index, path, f"{type(model).__name__} does not turn into JSON: {error}") from error
+        raise _invalid(
+            index, place, f"{type(model).__name__} does not turn into JSON: {_shortened(str(error))}"
+        ) from error
 
 
 @dataclass(frozen=True)
