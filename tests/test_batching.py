@@ -8,7 +8,7 @@ from typing import Any
 
 import anyio
 import pytest
-from stepping import TASK_FACTORIES, CycleLoop, cycle_loops
+from stepping import AsyncioCycleLoop, CycleLoop, cycle_loops, on_every_loop
 
 from agentmem.engines.batching import Batcher, Done, Job, UncancellableTask, despite_cancellation
 
@@ -192,7 +192,7 @@ async def test_a_task_that_is_cancelled_during_the_cancellation_of_an_anyio_scop
 
 @pytest.mark.parametrize("how", ["served", "finished despite it"])
 def test_a_cancelled_scope_waits_for_the_outcome_without_spinning(how: str) -> None:
-    loop = CycleLoop()
+    loop = AsyncioCycleLoop()
 
     async def main() -> None:
         serving = Serving()
@@ -213,10 +213,10 @@ def test_a_cancelled_scope_waits_for_the_outcome_without_spinning(how: str) -> N
     loop.run(main())
 
 
-@pytest.mark.parametrize("eager", TASK_FACTORIES)
-def test_after_every_task_was_cancelled_the_next_call_is_served_whenever_that_was(eager: bool) -> None:
+@on_every_loop
+def test_after_every_task_was_cancelled_the_next_call_is_served_whenever_that_was(kind: str, eager: bool) -> None:
     # What a shutdown handler does, and asyncio.run() at its end, while what they cancelled saves its state.
-    for loop in cycle_loops(eager=eager):
+    for loop in cycle_loops(kind=kind, eager=eager):
 
         async def main(loop: CycleLoop = loop) -> None:
             serving = Serving(lanes=2, most=2, is_open=True)

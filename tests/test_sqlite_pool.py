@@ -14,12 +14,12 @@ import threading
 import tracemalloc
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import anyio
 import pytest
 from processes import Child, files, holdings, holds_again, needs_fork, run_quietly, threads, wait_until, writer_lock
-from stepping import TASK_FACTORIES, CycleLoop, cycle_loops
+from stepping import AsyncioCycleLoop, CycleLoop, cycle_loops, on_every_loop
 
 from agentmem import AsyncSession, AsyncSessionStore, AsyncSQLiteSession
 from agentmem.engines import sqlite_link
@@ -514,23 +514,43 @@ async def test_a_write_waits_for_another_process_and_goes_on_when_that_is_done(p
 
 # Cancellation
 
-Operation = Callable[[AsyncSession], Awaitable[object]]
+
+class Handle(NamedTuple):
+    """A session, and what opens and closes the connection behind it."""
+
+    session: AsyncSession
+    open: Callable[[], Awaitable[object]]
+    close: Callable[[], Awaitable[None]]
 
 
-async def _enter(session: AsyncSession) -> None:
-    await session.__aenter__()
+def _alone(path: Path) -> Handle:
+    session = AsyncSQLiteSession(path, session_id="user_123")
+    return Handle(session, session.__aenter__, session.close)
 
 
-OPERATIONS: dict[str, tuple[bool, Operation, list[Item]]] = {
-    # name: whether the session is open and holds ONE before, the call, what it leaves when it is carried out
-    "open": (False, _enter, []),
-    "first add": (False, lambda session: session.add_items([ONE, TWO]), [ONE, TWO]),
-    "first get": (False, lambda session: session.get_items(), []),
-    "add": (True, lambda session: session.add_items([TWO, TWO]), [ONE, TWO, TWO]),
-    "get": (True, lambda session: session.get_items(), [ONE]),
-    "pop": (True, lambda session: session.pop_item(), []),
-    "clear": (True, lambda session: session.clear_session(), []),
-    "close": (True, lambda session: session.close(), [ONE]),
+def _of_store(path: Path) -> Handle:
+    store = AsyncSessionStore(path)
+    return Handle(store.session("user_123"), store.open, store.close)
+
+
+Operation = Callable[[Handle], Awaitable[object]]
+
+OPERATIONS: dict[str, tuple[Callable[[Path], Handle], bool, Operation, list[Item]]] = {
+    # name: the handle, whether it is open and holds ONE before, the call, what it leaves when it is carried out
+    "open": (_alone, False, lambda handle: handle.open(), []),
+    "first add": (_alone, False, lambda handle: handle.session.add_items([ONE, TWO]), [ONE, TWO]),
+    "first get": (_alone, False, lambda handle: handle.session.get_items(), []),
+    "add": (_alone, True, lambda handle: handle.session.add_items([TWO, TWO]), [ONE, TWO, TWO]),
+    "get": (_alone, True, lambda handle: handle.session.get_items(), [ONE]),
+    "get a tail": (_alone, True, lambda handle: handle.session.get_items(1), [ONE]),
+    "pop": (_alone, True, lambda handle: handle.session.pop_item(), []),
+    "clear": (_alone, True, lambda handle: handle.session.clear_session(), []),
+    "close": (_alone, True, lambda handle: handle.close(), [ONE]),
+    "open a store": (_of_store, False, lambda handle: handle.open(), []),
+    "first pop of a store's": (_of_store, False, lambda handle: handle.session.pop_item(), []),
+    "first clear of a store's": (_of_store, False, lambda handle: handle.session.clear_session(), []),
+    "add to a store's": (_of_store, True, lambda handle: handle.session.add_items([TWO, TWO]), [ONE, TWO, TWO]),
+    "close a store": (_of_store, True, lambda handle: handle.close(), [ONE]),
 }
 
 
@@ -570,26 +590,26 @@ async def _wait_for(loop: CycleLoop, work: Callable[[], Awaitable[object]]) -> b
 WAYS = {"task.cancel": _native, "anyio": _in_scope, "wait_for": _wait_for}
 
 
-@pytest.mark.parametrize("eager", TASK_FACTORIES)
+@on_every_loop
 @pytest.mark.parametrize(("way", "times"), [("task.cancel", 1), ("task.cancel", 5), ("anyio", 1), ("wait_for", 1)])
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_a_call_that_is_cancelled_at_any_moment_is_carried_out_or_not_and_leaves_nothing_behind(
-    tmp_path: Path, name: str, way: str, times: int, eager: bool
+    tmp_path: Path, name: str, way: str, times: int, kind: str, eager: bool
 ) -> None:
-    is_open, operation, after = OPERATIONS[name]
+    make, is_open, operation, after = OPERATIONS[name]
     begun = False
     before_all = holdings()
-    for loop in cycle_loops(times=times, eager=eager):
+    for loop in cycle_loops(times=times, kind=kind, eager=eager):
         path = tmp_path / f"{loop._nth}.db"
 
         async def main(loop: CycleLoop = loop, path: Path = path) -> tuple[bool, list[Item]]:
-            session = AsyncSQLiteSession(path, session_id="user_123")
+            handle = make(path)
             if is_open:
-                await session.add_items([ONE])
-            cancelled = await WAYS[way](loop, lambda: operation(session))
+                await handle.session.add_items([ONE])
+            cancelled = await WAYS[way](loop, lambda: operation(handle))
             loop.disarm()
             left = _left(path)
-            await session.close()
+            await handle.close()
             assert _left(path) == left  # nothing happens after the outcome was raised
             return cancelled, left
 
@@ -614,10 +634,12 @@ def _left_before(is_open: bool) -> list[Item]:
     return [ONE] if is_open else []
 
 
-@pytest.mark.parametrize("eager", TASK_FACTORIES)
-def test_a_handle_that_is_closed_at_any_moment_of_its_opening_leaves_nothing_open(tmp_path: Path, eager: bool) -> None:
+@on_every_loop
+def test_a_handle_that_is_closed_at_any_moment_of_its_opening_leaves_nothing_open(
+    tmp_path: Path, kind: str, eager: bool
+) -> None:
     before = holdings()
-    for loop in cycle_loops(eager=eager):
+    for loop in cycle_loops(kind=kind, eager=eager):
         path = tmp_path / f"{loop._nth}.db"
 
         async def main(loop: CycleLoop = loop, path: Path = path) -> None:
@@ -636,9 +658,10 @@ def test_a_handle_that_is_closed_at_any_moment_of_its_opening_leaves_nothing_ope
         assert files(path) <= {path.name}
 
 
-def test_a_session_in_memory_whose_close_is_cancelled_at_any_moment_is_closed(tmp_path: Path) -> None:
+@on_every_loop
+def test_a_session_in_memory_whose_close_is_cancelled_at_any_moment_is_closed(kind: str, eager: bool) -> None:
     before = holdings()
-    for loop in cycle_loops():
+    for loop in cycle_loops(kind=kind, eager=eager):
 
         async def main(loop: CycleLoop = loop) -> None:
             session = AsyncSQLiteSession(":memory:", session_id="user_123")
@@ -653,7 +676,7 @@ def test_a_session_in_memory_whose_close_is_cancelled_at_any_moment_is_closed(tm
 
 
 def test_a_cancelled_write_that_waits_for_its_turn_is_never_written(path: Path) -> None:
-    loop = CycleLoop()
+    loop = AsyncioCycleLoop()
 
     async def main() -> None:
         async with AsyncSQLiteSession(path, session_id="user_123", busy_timeout_s=60) as session:
@@ -711,10 +734,12 @@ async def test_a_write_whose_time_is_up_while_it_is_under_way_is_written_when_th
             assert stored(path) == [ONE, TWO]
 
 
-@pytest.mark.parametrize("eager", TASK_FACTORIES)
-def test_an_event_loop_that_ends_at_any_moment_stores_what_was_acknowledged(tmp_path: Path, eager: bool) -> None:
+@on_every_loop
+def test_an_event_loop_that_ends_at_any_moment_stores_what_was_acknowledged(
+    tmp_path: Path, kind: str, eager: bool
+) -> None:
     before = holdings()
-    for loop in cycle_loops(eager=eager):
+    for loop in cycle_loops(kind=kind, eager=eager):
         path = tmp_path / f"{loop._nth}.db"
         session = AsyncSQLiteSession(path, session_id="user_123")
         acknowledged: list[int] = []
@@ -747,9 +772,12 @@ def test_an_event_loop_that_ends_at_any_moment_stores_what_was_acknowledged(tmp_
         assert files(path) == {path.name}
 
 
-def test_after_every_task_was_cancelled_the_session_goes_on_whenever_that_was(tmp_path: Path) -> None:
+@on_every_loop
+def test_after_every_task_was_cancelled_the_session_goes_on_whenever_that_was(
+    tmp_path: Path, kind: str, eager: bool
+) -> None:
     before = holdings()
-    for loop in cycle_loops():
+    for loop in cycle_loops(kind=kind, eager=eager):
         path = tmp_path / f"{loop._nth}.db"
 
         async def main(loop: CycleLoop = loop, path: Path = path) -> None:
