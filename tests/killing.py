@@ -79,7 +79,7 @@ def write_and_be_killed(path: str, *, writers: int, kills: int, used: bool) -> N
     def write_in_parent() -> None:
         if used:
             batch = Batch(SHARED, PARENT, 0, next(written))
-            asyncio.run(_add(store.session(SHARED), batch))
+            asyncio.run(add_batch(store.session(SHARED), batch))
             print(*batch)
 
     write_in_parent()
@@ -152,7 +152,7 @@ async def _write(store: AsyncSessionStore, writer: int, out: int, goes_on: int) 
             if ended.is_set():
                 return
             batch = Batch(session.session_id, writer, task, number)
-            await _add(session, batch)
+            await add_batch(session, batch)
             os.write(out, (" ".join(map(str, batch)) + "\n").encode())
 
     async with store:
@@ -161,7 +161,7 @@ async def _write(store: AsyncSessionStore, writer: int, out: int, goes_on: int) 
     loop.remove_reader(goes_on)
 
 
-async def _add(session: AsyncSession, batch: Batch) -> None:
+async def add_batch(session: AsyncSession, batch: Batch) -> None:
     size = 1 + (batch.number + batch.task) % 4
     await session.add_items([{"batch": list(batch[1:]), "size": size, "place": place} for place in range(size)])
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from killing import PROGRAM, check, program_arguments
-from processes import STRICT, Child, files, needs_fork, needs_sigstop, run_quietly
+from processes import STRICT, Child, files, needs_fork, needs_sigstop, run, run_quietly
 
 from agentmem import AsyncSQLiteSession
 from agentmem.errors import StorageBusyError
@@ -55,6 +55,58 @@ def test_eight_processes_of_which_some_are_killed_at_any_moment_lose_and_tear_no
     output = run_quietly(PROGRAM, *program_arguments(path, writers=8, kills=30, used=used), flags=FORKING)
     assert check(path, output) > 300
     assert files(path) == {path.name}
+
+
+# Ended with work in flight
+
+_ENDS = """
+import asyncio, itertools, os, sys
+sys.path.insert(0, sys.argv[1])
+from killing import Batch, add_batch
+from agentmem import AsyncSQLiteSession
+
+async def add(task):
+    session = AsyncSQLiteSession(sys.argv[2], session_id=f"session_{task % 3}")  # never closed
+    for number in itertools.count():
+        batch = Batch(session.session_id, 0, task, number)
+        await add_batch(session, batch)
+        os.write(1, (" ".join(map(str, batch)) + "\\n").encode())
+        if number == 20:
+            ended.set()
+
+async def main():
+    global ended, tasks
+    ended = asyncio.Event()
+    tasks = [asyncio.ensure_future(add(task)) for task in range(12)]
+    await ended.wait()
+    {end}
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "last_line"),
+    [
+        ("return", 0, ""),
+        ("sys.exit(3)", 3, ""),
+        ("raise LookupError('mine')", 1, "LookupError: mine"),
+        ("os._exit(4)", 4, ""),
+        ("os.abort()", -6, ""),
+    ],
+    ids=["return", "sys.exit", "an exception", "os._exit", "an abort"],
+)
+def test_a_process_that_ends_with_writes_in_flight_leaves_whole_batches_and_says_nothing_but_what_was_wrong(
+    path: Path, end: str, code: int, last_line: str
+) -> None:
+    ended, output, errors = run(_ENDS.replace("{end}", end), Path(__file__).parent, path)
+    assert ended == code
+    if "abort" not in end:  # of which Python's development mode tells where
+        assert (errors.splitlines() or [""])[-1] == last_line
+        assert errors.count("Traceback") == bool(last_line), errors
+    assert check(path, output + "end") > 200
+    if "_exit" not in end and "abort" not in end:
+        assert files(path) == {path.name}
 
 
 # Stopped
