@@ -142,6 +142,9 @@ import asyncio, os, sys
 sys.path.insert(0, sys.argv[1])
 from test_power_loss import add_batches
 from agentmem import AsyncSessionStore
+from agentmem.engines import sqlite_checkpoint
+
+sqlite_checkpoint.LIMIT_BYTES = 1_000_000  # so that the WAL begins anew a few times
 
 async def main():
     store = AsyncSessionStore(sys.argv[2], durability=sys.argv[3])

@@ -80,6 +80,30 @@ async def test_the_wal_stays_short_where_somebody_reads_at_every_moment(
             assert child.finish()[0] == 0
 
 
+async def test_it_stays_short_under_reads_of_its_own_process_that_never_pause(path: Path) -> None:
+    async with AsyncSessionStore(path) as store:
+        for number in range(8):
+            await store.session(f"read_{number}").add_items([{"text": "x" * 500}] * 200)
+        stop = asyncio.Event()
+
+        async def read(number: int) -> None:
+            while not stop.is_set():
+                assert len(await store.session(f"read_{number % 8}").get_items()) == 200
+
+        async def write(number: int) -> None:
+            session = store.session(f"written_{number}")
+            for place in range(1000):
+                await session.add_items([{"text": "x" * 500}] * 4)
+                assert wal_bytes(path) < 3 * LIMIT_BYTES
+                if place % 50 == 49:
+                    await session.clear_session()
+
+        reading = [asyncio.create_task(read(number)) for number in range(200)]
+        await asyncio.gather(*(write(number) for number in range(8)))
+        stop.set()
+        await asyncio.gather(*reading)
+
+
 async def test_small_writes_to_many_sessions_keep_it_short_too(path: Path) -> None:
     async with AsyncSessionStore(path) as store:
         sessions = [store.session(f"user_{number}") for number in range(64)]
