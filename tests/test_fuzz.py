@@ -197,10 +197,10 @@ def test_any_cells_in_a_real_file_are_read_where_they_are_items_and_each_other_i
         other.execute("DELETE FROM agentmem_items")
         other.execute("DELETE FROM agentmem_sessions")
         other.execute("INSERT INTO agentmem_sessions VALUES (7, 'user_123', ?, 0, 0)", (len(cells),))
-        rows = [((7 << 32) + position, cell) for position, cell in enumerate(cells)]
+        rows = [((7 << 32) + position, cell, cell, cell) for position, cell in enumerate(cells)]
         # As text, also where the bytes are none: so does a damaged page.
-        as_text = "CASE typeof(?2) WHEN 'blob' THEN CAST(?2 AS TEXT) ELSE ?2 END"
-        other.executemany(f"INSERT INTO agentmem_items VALUES (?1, 0, {as_text})", rows)
+        as_text = "CASE typeof(?) WHEN 'blob' THEN CAST(? AS TEXT) ELSE ? END"
+        other.executemany(f"INSERT INTO agentmem_items VALUES (?, 0, {as_text})", rows)
         stored = other.execute("SELECT CAST(item AS BLOB) FROM agentmem_items ORDER BY item_key").fetchall()
         valid = [position for position, (data,) in enumerate(stored) if _is_item(data)]
         loop.run_until_complete(_read_and_pop(store, [data for (data,) in stored], valid, limit))

@@ -102,3 +102,15 @@ def test_links_to_files_of_the_repository_lead_somewhere() -> None:
     targets = re.findall(r"`((?:tests|examples|agentmem|benchmarks)/[\w./]+)`", README)
     assert targets
     assert [target for target in targets if not (REPO / target).exists()] == []
+
+
+def test_each_guarantee_is_in_the_table_with_tests_that_there_are() -> None:
+    section = SECTIONS["Guarantees"]
+    promised = re.findall(r"^(\d+)\. ", section, re.MULTILINE)
+    rows = re.findall(r"^\| ([\d, ]+) \|(.*)$", section, re.MULTILINE)
+    assert {number for numbers, _ in rows for number in numbers.split(", ")} == set(promised)
+    for _, row in rows:
+        named = re.findall(r"`tests/(\w+\.py)::(\w+)`", row)
+        assert named
+        for file, test in named:
+            assert f"def {test}(" in (REPO / "tests" / file).read_text(encoding="utf-8")
