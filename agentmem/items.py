@@ -106,12 +106,10 @@ def decode_item(data: str | bytes) -> Item:
 
 
 def decode_joined(joined: bytes, count: int) -> list[Item] | None:
-    """The items of `count` stored texts, joined by ",\\n", in one go; None where they must be decoded one by one.
+    """The items of `count` stored texts, joined by commas, in one go; None where they must be decoded one by one.
 
     It cannot tell corrupt texts that only together are JSON, as nothing but intent makes them.
     """
-    if joined.count(b"\n") != max(0, count - 1):
-        return None
     try:
         items: list[Item] = from_json(b"[%b]" % joined, allow_inf_nan=False)
     except ValueError:

@@ -56,7 +56,9 @@ class CycleLoop(_Loop):
         if eager:
             if sys.version_info < (3, 12):
                 raise ValueError("Python before 3.12 has no eager tasks")
-            self.set_task_factory(_start_eagerly)
+            # anyio knows asyncio's factory, and starts its own tasks later under it; under another it fails.
+            own = isinstance(self, asyncio.SelectorEventLoop)
+            self.set_task_factory(getattr(asyncio, "eager_task_factory") if own else _start_eagerly)  # noqa: B009  see there
 
     # The ignores: any arguments are passed on, which typeshed says with type variables.
     def call_soon(self, callback: Any, *args: Any, context: Any = None) -> asyncio.Handle:  # type: ignore[override]

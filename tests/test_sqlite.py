@@ -12,14 +12,15 @@ import shutil
 import sqlite3
 import stat
 import subprocess
-from collections.abc import Awaitable, Callable, Iterator
+import threading
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from processes import Child, files
 
-from agentmem import AsyncSessionStore, AsyncSQLiteSession
+from agentmem import AsyncSessionStore, AsyncSQLiteSession, SessionSettings
 from agentmem.engines import sqlite_link
 from agentmem.engines.sqlite import SQLiteEngine
 from agentmem.engines.sqlite_errors import ERRORS, map_error, primary_code
@@ -33,7 +34,8 @@ from agentmem.errors import (
     StorageError,
     StorageFullError,
 )
-from agentmem.items import Item
+from agentmem.items import Item, encode_items
+from agentmem.reading import SHORT_ROWS, TailReading
 
 pytestmark = pytest.mark.anyio
 
@@ -698,3 +700,57 @@ def test_an_engine_knows_its_file_by_every_name_it_has(path: Path, tmp_path: Pat
     assert SQLiteEngine(path).key == SQLiteEngine(tmp_path / "link.db").key == SQLiteEngine(str(path)).key
     assert SQLiteEngine(path).key != SQLiteEngine(tmp_path / "other.db").key
     assert SQLiteEngine(":memory:").key != SQLiteEngine(":memory:").key
+
+
+# Where it is decoded
+
+
+class _Noting(TailReading):
+    """A reading that notes how it is fed, and in which thread."""
+
+    def __init__(self, limit: int | None) -> None:
+        super().__init__(limit)
+        self.fed: list[tuple[str, bool]] = []
+
+    def feed(self, rows: Sequence[tuple[int, bytes]], *, at_start: bool) -> int:
+        self.fed.append(("one by one", threading.current_thread() is threading.main_thread()))
+        return super().feed(rows, at_start=at_start)
+
+    def feed_joined(self, joined: bytes, count: int, oldest: int) -> bool:
+        self.fed.append(("joined", threading.current_thread() is threading.main_thread()))
+        return super().feed_joined(joined, count, oldest)
+
+
+@pytest.mark.parametrize(
+    ("limit", "size", "fed"),
+    [
+        (20, 10, [("joined", True)]),
+        (20, 20_000, [("one by one", False)]),
+        (SHORT_ROWS + 1, 10, [("one by one", False)]),
+        (None, 10, [("one by one", False)]),
+    ],
+    ids=["few rows", "few rows of many bytes", "many rows", "all"],
+)
+async def test_only_few_rows_of_few_bytes_are_decoded_on_the_event_loop(
+    path: Path, limit: int | None, size: int, fed: list[tuple[str, bool]]
+) -> None:
+    engine = SQLiteEngine(path)
+    await engine.append("user_123", encode_items([{"text": "x" * size}] * 80))
+    reading = _Noting(limit)
+    assert len(await engine.read("user_123", reading)) == (limit or 80)
+    assert reading.fed == fed
+    await engine.close()
+
+
+async def test_a_callers_function_is_never_called_on_the_event_loop(path: Path) -> None:
+    def count_tokens(item: Item) -> int:
+        threads.append(threading.current_thread())
+        return 1
+
+    threads: list[threading.Thread] = []
+    settings = SessionSettings(max_tokens=5, count_tokens=count_tokens)
+    async with AsyncSQLiteSession(path, session_id="user_123", settings=settings) as session:
+        await session.add_items([ONE] * 20)
+        assert len(await session.get_items()) == 5
+    assert threads
+    assert threading.main_thread() not in threads

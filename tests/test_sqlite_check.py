@@ -501,15 +501,14 @@ async def test_one_state_is_checked_while_this_and_another_process_write(path: P
         child.read_line()
         async with AsyncSessionStore(path, busy_timeout_s=60) as store:
             writers = [asyncio.ensure_future(write(store, f"mine_{number}")) for number in range(4)]
-            counts = []
-            for _ in range(10):
+            counts: list[int] = []
+            while len(counts) < 10 or len(set(counts)) == 1:  # the other process may keep these writers waiting
                 report = await store.check()
                 assert lines(report) == []
                 counts.append(report.items)
             for writer in writers:
                 writer.cancel()
             await asyncio.wait(writers)
-    assert len(set(counts)) > 1
 
 
 async def test_a_closed_file_that_is_written_to_meanwhile_is_checked_again(path: Path) -> None:

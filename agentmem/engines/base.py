@@ -53,15 +53,11 @@ class Reading(Protocol[T_co]):
         Where it is not, what was taken is forgotten: the rows are to be fed one by one, from the newest on.
 
         Args:
-            joined: the rows' texts, newest first, with JOINT between them.
+            joined: the rows' texts, newest first, with commas between them.
             count: how many there are.
             oldest: the oldest one's position.
         """
         return False
-
-
-JOINT = ",\n"
-"""Between the texts of :meth:`Reading.feed_joined`: compact JSON has no line break."""
 
 
 class Engine(ABC):

@@ -21,7 +21,7 @@ from itertools import chain, groupby
 from typing import Any, ClassVar, cast
 
 from . import sqlite_takeover as takeover
-from .base import JOINT, Reading
+from .base import Reading
 from .batching import Job
 from .sdk_tables import SDKTables
 from .sqlite_errors import BUSY, primary_code
@@ -44,7 +44,7 @@ _NEWEST_FIRST = """
 # One value, because with each row SQLite gives up Python's interpreter lock and takes it again: 20 rows took 32 µs more
 # than one where the event loop runs on another core. group_concat keeps its subquery's order where that has a LIMIT.
 _NEWEST_JOINED = """
-    SELECT CAST(ifnull(group_concat(ifnull(item, ''), ?), '') AS BLOB), count(*), min(position)
+    SELECT CAST(ifnull(group_concat(ifnull(item, '')), '') AS BLOB), count(*), min(position)
     FROM (
         SELECT item_key & 0xFFFFFFFF AS position, item FROM agentmem_items
         WHERE item_key >= (SELECT session_key << 32 FROM agentmem_sessions WHERE session_id = ?)
@@ -283,7 +283,7 @@ def serve_reads(raw: WorkerConnection, jobs: list[Job[Any]]) -> None:
 def _newest(raw: WorkerConnection, session_id: str, most: int) -> Joined | None:
     """The newest rows, newest first; None where they are longer together than a value can be."""
     try:
-        joined: Joined = raw.execute(_NEWEST_JOINED, (JOINT, session_id, session_id, most)).fetchone()
+        joined: Joined = raw.execute(_NEWEST_JOINED, (session_id, session_id, most)).fetchone()
     except sqlite3.DataError:
         return None
     return joined

@@ -247,8 +247,8 @@ class Pool:
                     raise
 
         # Writes happen in the order in which they were asked for: the news that a connection is lost comes to them in
-        # that order, and while one of them waits for another connection, the later ones queue up behind it.
-        if link is not None and not (is_write and self._turn.locked()):
+        # that order, and so they queue up for another one.
+        if link is not None:
             try:
                 return link.send(function, served, reports=is_write)
             except ConnectionLost:
