@@ -13,7 +13,7 @@ import sys
 import sysconfig
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -606,7 +606,7 @@ def test_ctrl_c_at_the_prompt_ends_the_chat_cleanly(tmp_path: Path) -> None:
         chat.wait_for("you> ")
         chat.type("My name is Alice.\n")
         chat.wait_for("you> ")
-        chat.process.send_signal(signal.SIGINT)
+        _until_ended(chat.process, lambda: chat.process.send_signal(signal.SIGINT))
         assert (chat.end(), chat.stderr_line()) == (0, "")
     assert contents(tmp_path / "conversations.db") == ["My name is Alice.", "I will remember: your name is Alice."]
 
@@ -627,6 +627,16 @@ def test_ctrl_c_while_the_model_thinks_ends_at_once_and_stores_nothing(tmp_path:
     finally:
         gate.set()
     assert items(tmp_path / "conversations.db") == []
+
+
+def _until_ended(process: subprocess.Popen[str] | subprocess.Popen[bytes], interrupt: Callable[[], object]) -> None:
+    """Interrupts as a person does: again where nothing happens, because Python's prompt misses what comes in the moment
+    before it begins to wait."""
+    deadline = time.monotonic() + WAIT_S
+    while process.poll() is None and time.monotonic() < deadline:
+        interrupt()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(2.0)
 
 
 class _Terminal:
@@ -662,13 +672,8 @@ class _Terminal:
         self._seen = found + len(text)
 
     def interrupt(self) -> None:
-        """Types ^C, as a person does: again where nothing happens, because Python's prompt misses one that comes in
-        the moment before it begins to wait."""
-        deadline = time.monotonic() + WAIT_S
-        while self._process.poll() is None and time.monotonic() < deadline:
-            self.type("\x03")
-            with suppress(subprocess.TimeoutExpired):
-                self._process.wait(2.0)
+        """Types ^C."""
+        _until_ended(self._process, lambda: self.type("\x03"))
 
     def end(self) -> int:
         code = self._process.wait(WAIT_S)
