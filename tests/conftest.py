@@ -118,3 +118,9 @@ async def session(db: Path) -> AsyncIterator[AsyncSQLiteSession]:
     """A real session that is open."""
     async with AsyncSQLiteSession(db, session_id="user_123") as opened:
         yield opened
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where a database may be made; there is none yet."""
+    return tmp_path / "conversations.db"

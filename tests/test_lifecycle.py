@@ -2,33 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import sqlite3
 import sys
 from pathlib import Path
 
 import pytest
+from database import stored
 from processes import STRICT, Child, files, needs_fork, run, run_quietly
-
-from agentmem.items import Item
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "conversations.db"
-
-
-def stored(path: Path, session_id: str = "user_123") -> list[Item]:
-    with contextlib.closing(sqlite3.connect(path)) as other:
-        rows = other.execute(
-            "SELECT position, item FROM agentmem_history WHERE session_id = ? ORDER BY position", (session_id,)
-        ).fetchall()
-        assert other.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-    assert [position for position, _ in rows] == list(range(len(rows)))
-    return [json.loads(item) for _, item in rows]
-
 
 threads_may_start_late = pytest.mark.skipif(
     (3, 12, 0) <= sys.version_info < (3, 12, 2),

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import json
 import random
 import sqlite3
 import time
 from pathlib import Path
 
 import pytest
+from database import stored
 from killing import PROGRAM, check, program_arguments
 from processes import STRICT, Child, files, needs_fork, needs_sigstop, run, run_quietly
 
@@ -26,22 +26,6 @@ TWO: Item = {"role": "user", "content": "two"}
 
 FORKING = (*STRICT, "-W", "ignore:This process:DeprecationWarning")
 """Python from 3.12 on warns of a fork with threads; agentmem's may be there."""
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "conversations.db"
-
-
-def stored(path: Path, session_id: str = "user_123") -> list[Item]:
-    """What another program finds in the file now."""
-    with contextlib.closing(sqlite3.connect(path)) as other:
-        rows = other.execute(
-            "SELECT position, item FROM agentmem_history WHERE session_id = ? ORDER BY position", (session_id,)
-        ).fetchall()
-        assert other.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-    assert [position for position, _ in rows] == list(range(len(rows)))
-    return [json.loads(item) for _, item in rows]
 
 
 # Killed

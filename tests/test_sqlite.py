@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from database import connections, mounted, shell
 from processes import Child, files
 
 from agentmem import AsyncSessionStore, AsyncSQLiteSession, SessionSettings
-from agentmem.engines import sqlite_link
 from agentmem.engines.sqlite import SQLiteEngine
 from agentmem.engines.sqlite_errors import ERRORS, map_error, primary_code
-from agentmem.engines.sqlite_link import WorkerConnection
 from agentmem.engines.sqlite_schema import APPLICATION_ID, SCHEMA_VERSION
 from agentmem.errors import (
     CorruptItemWarning,
@@ -41,18 +40,6 @@ pytestmark = pytest.mark.anyio
 
 ONE: Item = {"role": "user", "content": "one"}
 TWO: Item = {"role": "user", "content": "two"}
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "conversations.db"
-
-
-@contextlib.contextmanager
-def shell(path: Path) -> Iterator[sqlite3.Connection]:
-    """The file as somebody with the sqlite3 shell has it; each statement is a transaction."""
-    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        yield connection
 
 
 async def add(path: Path, *items: Item, session_id: str = "user_123") -> None:
@@ -167,18 +154,14 @@ async def test_files_are_readable_by_their_owner_alone_and_an_existing_mode_is_k
 )
 async def test_durability_sets_how_the_writer_flushes(path: Path, durability: Any, level: int) -> None:
     async with AsyncSQLiteSession(path, session_id="user_123", durability=durability):
-        (raw,) = _connections(path)
+        (raw,) = connections(path)
         assert raw.execute("PRAGMA synchronous").fetchone() == (level,)
-
-
-def _connections(path: Path) -> list[WorkerConnection]:
-    return [raw for raw in sqlite_link._live if raw.execute("PRAGMA database_list").fetchone()[2] == str(path)]
 
 
 async def test_readers_cannot_write_and_do_not_checkpoint(path: Path) -> None:
     async with AsyncSQLiteSession(path, session_id="user_123") as session:
         await session.get_items()
-        (reader,) = [raw for raw in _connections(path) if not raw.is_writer]
+        (reader,) = [raw for raw in connections(path) if not raw.is_writer]
         assert reader.execute("PRAGMA wal_autocheckpoint").fetchone() == (0,)
         with pytest.raises(sqlite3.OperationalError, match="readonly"):
             reader.execute("DELETE FROM agentmem_items")
@@ -432,7 +415,7 @@ async def test_a_file_that_may_only_be_read_is_read_and_not_written(path: Path) 
 
 
 async def test_a_disk_that_may_only_be_read_is_an_error_and_the_file_is_left_as_it_is(tmp_path: Path) -> None:
-    with _mounted(tmp_path / "disk", "size=1m") as folder:
+    with mounted(tmp_path / "disk", "size=1m") as folder:
         path = folder / "conversations.db"
         await add(path, ONE)
         _remount(folder, "ro")
@@ -453,24 +436,8 @@ def _remount(folder: Path, mode: str) -> None:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 1 MB."""
-    with _mounted(tmp_path / "disk", "size=1m") as folder:
+    with mounted(tmp_path / "disk", "size=1m") as folder:
         yield folder
-
-
-@contextlib.contextmanager
-def _mounted(folder: Path, options: str) -> Iterator[Path]:
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
-    try:
-        mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
-    except FileNotFoundError:
-        mounted = False
-    if not mounted:
-        pytest.skip("only root may mount a tmpfs, and not in every container")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 def _fill(folder: Path) -> Path:
@@ -524,7 +491,7 @@ async def test_a_file_cannot_be_started_on_a_full_disk_and_can_with_room(small_d
 
 
 async def test_a_disk_that_has_no_room_for_another_file_is_full_too(tmp_path: Path) -> None:
-    with _mounted(tmp_path / "disk", "size=1m,nr_inodes=2") as folder:
+    with mounted(tmp_path / "disk", "size=1m,nr_inodes=2") as folder:
         (folder / "filler").touch()
         with pytest.raises(StorageFullError, match=r"cannot create .* make room and try again"):
             await add(folder / "conversations.db", ONE)

@@ -9,13 +9,12 @@ import json
 import os
 import sqlite3
 import stat
-import subprocess
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from database import mounted
 from processes import Child, files, holdings, holds_again, needs_fork, run_quietly, wait_until, writer_lock
 
 from agentmem import AsyncSessionStore, SessionStore
@@ -27,11 +26,6 @@ from agentmem.items import Item
 pytestmark = pytest.mark.anyio
 
 ONE: Item = {"role": "user", "content": "one"}
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "conversations.db"
 
 
 @pytest.fixture
@@ -335,33 +329,17 @@ async def test_a_file_that_is_no_longer_the_one_that_the_store_has_open_is_not_b
 
 async def test_a_full_disk_is_an_error_by_name_and_nothing_is_left_on_it(path: Path, tmp_path: Path) -> None:
     await fill(path, 3)
-    with _mounted(tmp_path / "disk", "size=1m") as folder:
+    with mounted(tmp_path / "disk", "size=1m") as folder:
         for source in (path, ":memory:"):
             async with AsyncSessionStore(source) as store:
                 await store.session("alice").add_items([{"text": "x" * 2_000_000}])
                 with pytest.raises(StorageFullError, match=r"monday\.db.* make room and try again"):
                     await store.backup(folder / "monday.db")
             assert list(folder.iterdir()) == []
-    with _mounted(tmp_path / "inodes", "size=1m,nr_inodes=2") as folder:
+    with mounted(tmp_path / "inodes", "size=1m,nr_inodes=2") as folder:
         (folder / "filler").touch()
         with pytest.raises(StorageFullError, match=r"cannot back up to .*, make room and try again"):
             await back_up(path, folder / "monday.db")
-
-
-@contextlib.contextmanager
-def _mounted(folder: Path, options: str) -> Iterator[Path]:
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
-    try:
-        mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
-    except FileNotFoundError:
-        mounted = False
-    if not mounted:
-        pytest.skip("only root may mount a tmpfs, and not in every container")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 # Cancellation, crashes, forks

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import re
 import shutil
-import sqlite3
 import threading
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from database import shell
 from processes import Child, files, holdings, holds_again, needs_fork, run_quietly
 
 from agentmem import AsyncSessionStore, AsyncSQLiteSession, SessionStore
@@ -26,18 +25,6 @@ from agentmem.items import Item
 pytestmark = pytest.mark.anyio
 
 ONE: Item = {"role": "user", "content": "one"}
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "conversations.db"
-
-
-@contextlib.contextmanager
-def shell(path: Path) -> Iterator[sqlite3.Connection]:
-    """The file as somebody with the sqlite3 shell has it; each statement is a transaction."""
-    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        yield connection
 
 
 async def fill(path: Path, sessions: int = 3, items: int = 5, text: str = "") -> None:

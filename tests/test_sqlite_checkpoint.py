@@ -8,10 +8,11 @@ import threading
 from pathlib import Path
 
 import pytest
+from database import connections
 from processes import Child, wait_until
 
 from agentmem import AsyncSessionStore, AsyncSQLiteSession
-from agentmem.engines import sqlite_checkpoint, sqlite_link
+from agentmem.engines import sqlite_checkpoint
 from agentmem.engines.sqlite_checkpoint import LIMIT_BYTES, LONGEST_RETRY_BYTES, RETRY_BYTES, Checkpoints
 from agentmem.engines.sqlite_link import Link, WorkerConnection
 from agentmem.items import Item
@@ -20,11 +21,6 @@ pytestmark = pytest.mark.anyio
 
 SMALL: Item = {"role": "user", "content": "one"}
 LARGE: Item = {"role": "user", "content": "x" * 200_000}
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "conversations.db"
 
 
 def wal_bytes(path: Path) -> int:
@@ -37,11 +33,7 @@ def salt(path: Path) -> bytes:
 
 
 def writer(path: Path) -> WorkerConnection:
-    (raw,) = [
-        raw
-        for raw in sqlite_link._live
-        if raw.is_writer and raw.execute("PRAGMA database_list").fetchone()[2] == str(path.resolve())
-    ]
+    (raw,) = [raw for raw in connections(path) if raw.is_writer]
     return raw
 
 

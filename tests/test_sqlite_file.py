@@ -11,11 +11,6 @@ from agentmem.engines.sqlite_file import FileIdentity
 from agentmem.errors import StorageError
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "conversations.db"
-
-
 def test_a_file_is_the_same_until_it_is_deleted_replaced_or_emptied(path: Path) -> None:
     path.write_bytes(b"one")
     file = FileIdentity(str(path))

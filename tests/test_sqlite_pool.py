@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import json
 import os
 import queue
 import sqlite3
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 
 import anyio
 import pytest
+from database import connections, stored
 from processes import Child, files, holdings, holds_again, needs_fork, run_quietly, threads, wait_until, writer_lock
 from stepping import AsyncioCycleLoop, CycleLoop, cycle_loops, on_every_loop
 
@@ -33,31 +33,12 @@ ONE: Item = {"role": "user", "content": "one"}
 TWO: Item = {"role": "user", "content": "two"}
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "conversations.db"
-
-
-def stored(path: Path, session_id: str = "user_123") -> list[Item]:
-    """What another program finds in the file now."""
-    with contextlib.closing(sqlite3.connect(path)) as other:
-        rows = other.execute(
-            "SELECT position, item FROM agentmem_history WHERE session_id = ? ORDER BY position", (session_id,)
-        ).fetchall()
-    assert [position for position, _ in rows] == list(range(len(rows)))
-    return [json.loads(item) for _, item in rows]
-
-
 def commits(path: Path) -> int:
     """How many transactions are in the WAL: its frames that end one (sqlite.org/fileformat2.html#walformat)."""
     wal = path.with_name(path.name + "-wal").read_bytes()
     page_size, salt = struct.unpack(">I", wal[8:12])[0], wal[16:24]
     frames = (wal[start : start + 24] for start in range(32, len(wal), 24 + page_size))
     return sum(frame[4:8] != bytes(4) and frame[8:16] == salt for frame in frames)
-
-
-def connections(path: Path) -> list[sqlite_link.WorkerConnection]:
-    return [raw for raw in list(sqlite_link._live) if raw.execute("PRAGMA database_list").fetchone()[2] == str(path)]
 
 
 @pytest.fixture(autouse=True)
