@@ -16,8 +16,10 @@ import pytest
 from processes import threads, wait_until
 
 from agentmem.engines import sqlite_link
+from agentmem.engines.batching import Job
+from agentmem.engines.sqlite_calls import Append, Clear, serve_writes
 from agentmem.engines.sqlite_link import ConnectionLost, Link, WorkerConnection, create_private
-from agentmem.engines.sqlite_schema import Transaction
+from agentmem.engines.sqlite_schema import Transaction, prepare_writer
 from agentmem.errors import StorageError
 
 pytestmark = pytest.mark.anyio
@@ -187,6 +189,28 @@ async def test_a_transaction_that_waits_for_another_process_does_not_hold_up_the
         await ended.wait()
         assert other.execute("SELECT n FROM t").fetchall() == [(2,)]
     assert await link.hop(lambda raw: raw.execute("PRAGMA busy_timeout").fetchone()) == (60000,)
+    await link.close()
+
+
+@pytest.mark.parametrize("work", [Append("user_123", ['{"a":1}']), Clear("user_123")], ids=["an append", "a clear"])
+async def test_only_appends_keep_the_news_of_the_batch_before_waiting(path: Path, work: Append | Clear) -> None:
+    statements: list[tuple[str, bool]] = []
+
+    def second(raw: WorkerConnection) -> None:
+        raw.set_trace_callback(lambda statement: statements.append((statement, raw.has_unreported())))
+        serve_writes(raw, [Job(work, asyncio.Future(loop=loop))])
+        raw.set_trace_callback(None)
+
+    loop, sent, ended = asyncio.get_running_loop(), threading.Event(), asyncio.Event()
+    prepare = partial(prepare_writer, path=str(path), busy_timeout_s=5.0, durability="full", takes_over=None)
+    link = await Link.open(str(path), 5.0, prepare)
+    link.send(lambda raw: sent.wait(), nothing)
+    link.send(second, lambda _: ended.set(), reports=True)
+    sent.set()
+    await ended.wait()
+    begun = [is_waiting for statement, is_waiting in statements if statement == "BEGIN IMMEDIATE"]
+    assert begun == [isinstance(work, Append)]
+    assert ("COMMIT", False) in statements
     await link.close()
 
 

@@ -61,6 +61,8 @@ def serve_writes(raw: WorkerConnection, jobs: list[Job[Any]]) -> None:
     groups = deque(_groups(jobs))
     while groups:
         group = groups.popleft()
+        if not all(isinstance(job.work, Append) for job in group):
+            raw.report()  # anything else may take long, and the batch before is waited for
         try:
             results = _together(raw, [job.work for job in group])
         except Exception as error:

@@ -69,14 +69,15 @@ class Checkpoints:
         # Room that one large transaction took is given back; a file of the usual size is kept, because to write into
         # it costs half of what it costs to extend one.
         mode = "TRUNCATE" if self._size_bytes() > 4 * LIMIT_BYTES else "RESTART"
-        ((timeout_ms,),) = raw.execute("PRAGMA busy_timeout")
-        raw.execute(f"PRAGMA busy_timeout = {WAIT_MS}")
         try:
-            ((is_busy, _, _),) = raw.execute(f"PRAGMA wal_checkpoint({mode})")
+            ((timeout_ms,),) = raw.execute("PRAGMA busy_timeout")
+            raw.execute(f"PRAGMA busy_timeout = {WAIT_MS}")
+            try:
+                ((is_busy, _, _),) = raw.execute(f"PRAGMA wal_checkpoint({mode})")
+            finally:
+                raw.execute(f"PRAGMA busy_timeout = {timeout_ms}")
         except sqlite3.Error:
             is_busy = True  # nothing is lost, and nobody waits for it: a lasting fault meets the next write, too
-        finally:
-            raw.execute(f"PRAGMA busy_timeout = {timeout_ms}")
         if is_busy:
             self._due_bytes = self._written_bytes + self._retry_bytes
             self._longest_bytes = max(LIMIT_BYTES, self._size_bytes()) + self._retry_bytes
