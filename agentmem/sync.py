@@ -71,16 +71,19 @@ def run_blocking(function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, *
 
 
 def _wait_for(outcome: Future[T]) -> T:
-    while not outcome.done():
-        try:
-            # Not without a limit: Ctrl+C that comes just before Python waits for a lock does not end the waiting. With
-            # seven programs at work on two cores, 4 of 56 were lost so.
-            return outcome.result(INTERRUPT_S)
-        except TimeoutError:  # the wait's, or what the outcome is
-            pass
-        except FutureTimeoutError:  # the same before Python 3.11
-            pass
-    return outcome.result()
+    try:
+        while not outcome.done():
+            try:
+                # Not without a limit: Ctrl+C that comes just before Python waits for a lock does not end the waiting.
+                # With seven programs at work on two cores, 4 of 56 were lost so.
+                return outcome.result(INTERRUPT_S)
+            except TimeoutError:  # the wait's, or what the outcome is
+                pass
+            except FutureTimeoutError:  # the same before Python 3.11
+                pass
+        return outcome.result()
+    finally:
+        del outcome  # it may be the error whose traceback holds this frame
 
 
 def _close(function: Callable[[], Coroutine[Any, Any, None]]) -> None:

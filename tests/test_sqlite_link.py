@@ -214,6 +214,32 @@ async def test_only_appends_keep_the_news_of_the_batch_before_waiting(path: Path
     await link.close()
 
 
+async def test_a_thread_that_fails_between_two_hops_leaves_nobody_waiting(path: Path) -> None:
+    class Broken:
+        def wrote(self, sessions: int, size_bytes: int) -> None: ...
+
+        def is_due(self) -> bool:
+            return all_sent.is_set()
+
+        def run(self, raw: WorkerConnection) -> None:
+            raise RuntimeError("nobody expects this")
+
+    def prepare(raw: WorkerConnection) -> None:
+        raw.checkpoints = Broken()
+
+    all_sent = threading.Event()
+    link = await Link.open(str(path), 5.0, prepare)
+    hops = [asyncio.ensure_future(link.hop(lambda raw: all_sent.wait())) for _ in range(3)]
+    await asyncio.sleep(0)
+    all_sent.set()
+    assert await hops[0] is True
+    for hop in hops[1:]:
+        with pytest.raises(ConnectionLost):
+            await hop
+    assert link.is_lost()
+    await link.close()
+
+
 def test_an_event_loop_that_is_closed_under_a_hop_is_no_error_in_the_connections_thread(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

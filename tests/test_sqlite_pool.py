@@ -385,6 +385,32 @@ async def test_writes_happen_in_the_order_in_which_they_were_asked_for_however_m
         assert stored(path) == expected
 
 
+def test_writes_keep_their_order_whenever_a_crowd_of_them_comes_while_the_file_is_opened(tmp_path: Path) -> None:
+    for loop in cycle_loops():
+        path = tmp_path / f"{loop._nth}.db"
+
+        async def main(loop: CycleLoop = loop, path: Path = path) -> None:
+            session = AsyncSQLiteSession(path, session_id="user_123")
+            opening = asyncio.ensure_future(session.get_items())
+            for _ in range(3):
+                await asyncio.sleep(0)  # it has begun
+            first = asyncio.ensure_future(session.add_items([{"number": 0}]))
+            crowd: list[asyncio.Future[None]] = []
+
+            def come() -> None:
+                numbers = range(1, CROWD + 1)
+                crowd.extend(asyncio.ensure_future(session.add_items([{"number": number}])) for number in numbers)
+
+            loop.arm(lambda: _unless(first.done(), come))
+            await asyncio.gather(opening, first)
+            loop.disarm()
+            await asyncio.gather(*crowd)
+            assert await session.get_items() == [{"number": number} for number in range(1 + len(crowd))]
+            await session.close()
+
+        loop.run(main())
+
+
 async def test_reads_that_wait_together_take_no_more_hops_than_there_are_readers(path: Path) -> None:
     async with AsyncSQLiteSession(path, session_id="user_123") as session:
         await session.add_items([ONE])

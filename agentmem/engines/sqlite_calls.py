@@ -243,7 +243,7 @@ class ReadShort:
 
     def apply(self, raw: WorkerConnection) -> Joined | None:
         """The rows, for the event loop to feed; None where they were fed here, because they are many bytes."""
-        joined = _newest(raw, self.session_id, self.reading.first)
+        joined = _newest(raw, self.session_id, self.reading.first) if _joins_whole(raw) else None
         if joined is None or len(joined[0]) > SHORT_BYTES:
             _feed(raw, self.session_id, self.reading)
             return None
@@ -280,6 +280,14 @@ def serve_reads(raw: WorkerConnection, jobs: list[Job[Any]]) -> None:
             job.result = job.work.apply(raw)
         except Exception as error:
             job.error = error
+
+
+def _joins_whole(raw: WorkerConnection) -> bool:
+    """Whether this SQLite joins texts that hold NUL, which older ones cut there: only corrupt rows do."""
+    if raw.joins_whole is None:
+        ((length,),) = raw.execute("SELECT length(CAST(group_concat('a' || char(0) || 'b') AS BLOB))")
+        raw.joins_whole = length == 3
+    return raw.joins_whole
 
 
 def _newest(raw: WorkerConnection, session_id: str, most: int) -> Joined | None:

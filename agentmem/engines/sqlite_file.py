@@ -63,6 +63,11 @@ class FileIdentity:
                     os.unlink(self._path + suffix)
                 except FileNotFoundError:
                     pass  # SQLite removed it when the last connection closed
+                except OSError as error:
+                    raise StorageError(
+                        f"cannot remove {self._path}{suffix}, which belongs to a file that was at this path before "
+                        f"({error.strerror}); remove it, or SQLite would play it into the file that is there now"
+                    ) from error
 
 
 def _inode(path: str) -> tuple[int, int] | None:

@@ -64,6 +64,7 @@ class WorkerConnection(sqlite3.Connection):
         self.in_memory = database == MEMORY
         self.file: FileIdentity | None = None  # of the one that writes
         self.checkpoints: Checkpointing | None = None  # likewise
+        self.joins_whole: bool | None = None  # whether group_concat keeps NUL; None before that was tried
         self.thread = threading.current_thread()
         self._inbox: SimpleQueue[Hop[Any] | None] = SimpleQueue()
         self._ending = threading.Lock()  # nothing may be sent that the thread would never see
@@ -83,6 +84,23 @@ class WorkerConnection(sqlite3.Connection):
 
     def close(self) -> None:
         """Serve what is sent, in the connection's own thread, until told to end; then close."""
+        try:
+            self._serve()
+        finally:  # whatever happens: aiosqlite would swallow it, and everybody wait for ever
+            self.report()
+            try:
+                self.disconnect()
+            finally:
+                with self._ending:
+                    self._is_told_to_end = self._has_ended = True
+                while not self._inbox.empty():
+                    if (hop := self._inbox.get()) is not None:
+                        hop.error = ConnectionLost()
+                        hop.report()
+                for callback in self._at_end:
+                    callback()
+
+    def _serve(self) -> None:
         while (hop := self._inbox.get()) is not None:
             if not hop.reports:
                 self.report()
@@ -90,17 +108,11 @@ class WorkerConnection(sqlite3.Connection):
             self.report()
             self._unreported = hop
             del hop  # else it would keep what it read until the next one comes
-            if self._inbox.empty():
+            is_checkpoint_due = self.checkpoints is not None and self.checkpoints.is_due()
+            if is_checkpoint_due or self._inbox.empty():
                 self.report()
-            if self.checkpoints is not None and self.checkpoints.is_due():
-                self.report()
+            if is_checkpoint_due:
                 self._checkpoint()
-        self.report()
-        self.disconnect()
-        with self._ending:
-            self._has_ended = True
-        for callback in self._at_end:
-            callback()
 
     def is_lost(self) -> bool:
         """Whether nothing that is sent now would be run."""
@@ -154,10 +166,12 @@ class WorkerConnection(sqlite3.Connection):
                 except sqlite3.Error:
                     pass  # the file is out of reach; its users learn that from FileIdentity.check()
             self.alive = False
-            super().close()
-            if moved is not None:
-                moved.remove_stale_wal()
-            _live.discard(self)  # only now: a fork waits for those that are being closed too
+            try:
+                super().close()
+                if moved is not None:
+                    moved.remove_stale_wal()
+            finally:
+                _live.discard(self)  # only now: a fork waits for those that are being closed too
 
 
 class Hop(Generic[T]):
@@ -341,6 +355,7 @@ def create_private(path: str) -> None:
             raise StorageError(f"cannot create {path}: {error.strerror}; {advice}") from error
 
 
+_program_has_ended = False
 _opening = threading.Lock()
 _live: set[WorkerConnection] = set()
 _links: WeakSet[Link] = WeakSet()
@@ -353,7 +368,14 @@ def stop_all(links: Iterable[Link]) -> None:
         link.stop()
 
 
+def has_program_ended() -> bool:
+    """Whether the connections were closed because the program ends."""
+    return _program_has_ended
+
+
 def _close_all_at_end() -> None:
+    global _program_has_ended
+    _program_has_ended = True
     with _opening:
         links = list(_links)
     stop_all(links)
@@ -367,9 +389,12 @@ def _close_all_at_end() -> None:
 
 def _close_before_fork() -> None:
     _opening.acquire()  # until after the fork: no connection is opened meanwhile
-    for raw in list(_live):
+    for raw in sorted(_live, key=lambda raw: raw.is_writer):  # the writers last, so that no reader checkpoints
         if not raw.in_memory:
-            raw.disconnect()
+            try:
+                raw.disconnect()
+            except StorageError:
+                pass  # what is wrong with the file meets the next call, too; the others must not cross the fork
 
 
 def _go_on_in_parent() -> None:
@@ -377,8 +402,8 @@ def _go_on_in_parent() -> None:
 
 
 def _start_anew_in_child() -> None:
-    global _opening
-    _opening = threading.Lock()
+    global _opening, _program_has_ended
+    _opening, _program_has_ended = threading.Lock(), False
     _live.clear()
     _inherited.extend(_links)
     _links.clear()

@@ -35,6 +35,7 @@ from .sqlite_link import (
     Link,
     WorkerConnection,
     create_private,
+    has_program_ended,
     stop_all,
 )
 
@@ -119,6 +120,7 @@ class Pool:
         self._readers: list[Link | None] = [None] * READERS
         self._opening = asyncio.Lock()
         self._turn = asyncio.Lock()  # of the writes that wait for a connection
+        self._unsent = 0  # how many these are
         self._tasks: set[asyncio.Task[None]] = set()
         self._file: FileIdentity | None = None
         self._replaced = False
@@ -167,6 +169,7 @@ class Pool:
         async with self._opening:
             if self._writer is None or self._writer.is_lost():
                 if self._writer is not None:
+                    _refuse_at_end()
                     await self._writer.close()
                 if self._replaced and self._file is not None:
                     raise self._file.replaced()
@@ -235,6 +238,8 @@ class Pool:
 
         async def open_and_send() -> None:
             try:
+                if link is not None:
+                    await link.close()  # with the news of what was sent before, which then queues up first
                 async with self._turn if is_write else nullcontext():
                     while True:
                         try:
@@ -242,17 +247,23 @@ class Pool:
                         except ConnectionLost:
                             pass
             except BaseException as error:
-                done(error)
+                if not self.loop.is_closed():  # else nobody waits
+                    done(error)
                 if not isinstance(error, Exception):
                     raise
+            finally:
+                self._unsent -= is_write
 
-        # Writes happen in the order in which they were asked for: the news that a connection is lost comes to them in
-        # that order, and so they queue up for another one.
-        if link is not None:
+        # Writes happen in the order in which they were asked for: while one of them waits for a connection, the later
+        # ones queue up behind it, also when there is one in the meantime.
+        if link is not None and not (is_write and self._unsent):
             try:
                 return link.send(function, served, reports=is_write)
             except ConnectionLost:
                 pass
+        else:
+            link = None
+        self._unsent += is_write
         task = UncancellableTask(open_and_send(), loop=self.loop)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -265,6 +276,7 @@ class Pool:
             if reader is not None:
                 if not reader.is_lost():
                     return reader
+                _refuse_at_end()
                 await reader.close()
             self._file.check()  # where there is no file, SQLite would make one
             link = await self._open(self.database.prepare_reader)
@@ -295,6 +307,12 @@ class Pool:
                 await link.close()
             self._readers = [None] * READERS
             self._writer = None
+
+
+def _refuse_at_end() -> None:
+    """Open no connection again that was closed because the program ends: nobody would close it."""
+    if has_program_ended():
+        raise StorageError("the connection was closed because the program is ending")
 
 
 _pools: dict[tuple[Hashable, asyncio.AbstractEventLoop], Pool] = {}
