@@ -137,6 +137,22 @@ async def test_a_store_in_memory_is_checked_and_goes_on() -> None:
         assert len(await store.session("user_123").get_items()) == 3
 
 
+async def test_a_store_in_memory_that_is_closed_meanwhile_is_checked_or_says_so_and_leaves_nothing_open() -> None:
+    before = holdings()
+    for cycles in range(12):
+        store = AsyncSessionStore(":memory:")
+        await store.session("user_123").add_items([ONE])
+        checking = asyncio.ensure_future(store.check())
+        for _ in range(cycles):
+            await asyncio.sleep(0)
+        await store.close()
+        try:
+            assert (await checking).items == 1
+        except SessionClosedError:
+            pass  # it had not begun
+        holds_again(before)
+
+
 async def test_a_check_takes_no_more_memory_for_more_items(path: Path) -> None:
     await fill(path, sessions=20, items=1000, text="x" * 1000)
     tracemalloc.start()

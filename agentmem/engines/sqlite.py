@@ -40,7 +40,7 @@ from .sqlite_calls import (
 )
 from .sqlite_check import check
 from .sqlite_errors import map_error
-from .sqlite_link import MEMORY
+from .sqlite_link import MEMORY, ConnectionLost
 from .sqlite_pool import Database, MemoryLink, Pool, close_unused, lease, release
 from .sqlite_schema import prepare_reader, prepare_writer
 from .sqlite_snapshot import Snapshot, SnapshotWork, until_done
@@ -252,7 +252,10 @@ class SQLiteEngine(Engine):
                 return function(snapshot)
 
         task = UncancellableTask(link.hop(run), loop=asyncio.get_running_loop())
-        return await until_done(task, snapshot.halt)
+        try:
+            return await until_done(task, snapshot.halt)
+        except ConnectionLost:
+            raise SessionClosedError(f"the store on {self.name} was closed meanwhile; open a new one") from None
 
     def _outcome(self, job: Job[Any]) -> object:
         if job.error is None:

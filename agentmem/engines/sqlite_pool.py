@@ -24,7 +24,7 @@ from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from ..errors import StorageError
+from ..errors import SessionClosedError, StorageError
 from .batching import Batcher, Done, Job, UncancellableTask, despite_cancellation
 from .lifecycle import around_fork
 from .sqlite_file import FileIdentity
@@ -64,8 +64,11 @@ class MemoryLink:
         self.link: Link | None = None
         self.lock = threading.Lock()
         self._process = os.getpid()
+        self._is_closed = False
 
     async def open(self, database: Database) -> Link:
+        if self._is_closed:
+            raise SessionClosedError("the database in memory was closed; open a new one")
         if self.link is not None and self.link.is_lost():
             raise StorageError("the session in memory was closed because the program is ending")
         if self.link is None:
@@ -78,6 +81,7 @@ class MemoryLink:
         return self.link
 
     async def close(self) -> None:
+        self._is_closed = True
         link, self.link = self.link, None
         if link is not None and self._process == os.getpid():  # a fork has no thread that could close it
             await link.close()
