@@ -214,7 +214,9 @@ async def test_only_appends_keep_the_news_of_the_batch_before_waiting(path: Path
     await link.close()
 
 
-async def test_a_thread_that_fails_between_two_hops_leaves_nobody_waiting(path: Path) -> None:
+async def test_a_thread_that_fails_between_two_hops_ends_says_so_and_leaves_nobody_waiting(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Broken:
         def wrote(self, sessions: int, size_bytes: int) -> None: ...
 
@@ -227,6 +229,8 @@ async def test_a_thread_that_fails_between_two_hops_leaves_nobody_waiting(path: 
     def prepare(raw: WorkerConnection) -> None:
         raw.checkpoints = Broken()
 
+    told: list[threading.ExceptHookArgs] = []
+    monkeypatch.setattr(threading, "excepthook", told.append)
     all_sent = threading.Event()
     link = await Link.open(str(path), 5.0, prepare)
     hops = [asyncio.ensure_future(link.hop(lambda raw: all_sent.wait())) for _ in range(3)]
@@ -238,6 +242,8 @@ async def test_a_thread_that_fails_between_two_hops_leaves_nobody_waiting(path: 
             await hop
     assert link.is_lost()
     await link.close()
+    link.raw.thread.join()
+    assert [args.exc_type for args in told] == [RuntimeError]
 
 
 def test_an_event_loop_that_is_closed_under_a_hop_is_no_error_in_the_connections_thread(

@@ -16,6 +16,7 @@ import asyncio
 import errno
 import os
 import sqlite3
+import sys
 import threading
 from collections.abc import Callable, Iterable
 from queue import SimpleQueue
@@ -85,20 +86,22 @@ class WorkerConnection(sqlite3.Connection):
     def close(self) -> None:
         """Serve what is sent, in the connection's own thread, until told to end; then close."""
         try:
-            self._serve()
-        finally:  # whatever happens: aiosqlite would swallow it, and everybody wait for ever
-            self.report()
             try:
-                self.disconnect()
+                self._serve()
             finally:
-                with self._ending:
-                    self._is_told_to_end = self._has_ended = True
-                while not self._inbox.empty():
-                    if (hop := self._inbox.get()) is not None:
-                        hop.error = ConnectionLost()
-                        hop.report()
-                for callback in self._at_end:
-                    callback()
+                self.report()
+                self.disconnect()
+        except BaseException:
+            # Not to aiosqlite, which would go on with the thread, and nobody would end that: told as of any thread.
+            threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), self.thread)))
+        with self._ending:
+            self._is_told_to_end = self._has_ended = True
+        while not self._inbox.empty():
+            if (hop := self._inbox.get()) is not None:
+                hop.error = ConnectionLost()
+                hop.report()
+        for callback in self._at_end:
+            callback()
 
     def _serve(self) -> None:
         while (hop := self._inbox.get()) is not None:
