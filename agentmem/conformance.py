@@ -319,6 +319,9 @@ class _Positions(Reading[list[int]]):
     def __init__(self) -> None:
         self.first = 100
         self.oldest: int | None = None
+        self.restart()
+
+    def restart(self) -> None:
         self._positions: list[int] = []
 
     def feed(self, rows: Sequence[tuple[int, bytes]], *, at_start: bool) -> int:

@@ -47,7 +47,7 @@ class TailReading:
 
     def __init__(self, limit: int | None) -> None:
         self._limit = limit
-        self._forget()
+        self.restart()
         self.first = self._wanted()
         self.is_short = 0 < self.first <= SHORT_ROWS
 
@@ -72,7 +72,7 @@ class TailReading:
         self._newest_first = items
         self.oldest = oldest if items else None
         if self._more(count, at_start=count < self.first):
-            self._forget()
+            self.restart()
             return False
         return True
 
@@ -80,7 +80,8 @@ class TailReading:
         """The items, oldest first."""
         return self._newest_first[::-1]
 
-    def _forget(self) -> None:
+    def restart(self) -> None:
+        """Forget what was taken: the rows are to be fed again, from the newest on."""
         self._newest_first = []
         self.corrupt = []
         self.oldest = None
@@ -116,8 +117,9 @@ class WindowReading(TailReading):
         """The window's items, oldest first."""
         return self._window
 
-    def _forget(self) -> None:
-        super()._forget()
+    def restart(self) -> None:
+        """Forget what was taken: the rows are to be fed again, from the newest on."""
+        super().restart()
         self._window = []
         self._to_come = self._guess()  # rows, before the window is looked for (again)
 

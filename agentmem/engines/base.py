@@ -44,6 +44,10 @@ class Reading(Protocol[T_co]):
         """Take rows, newest first; returns how many more are wanted, 0 when done."""
 
     @abstractmethod
+    def restart(self) -> None:
+        """Forget what was taken: the connection was lost, and the rows are fed again, from the newest on."""
+
+    @abstractmethod
     def result(self) -> T_co:
         """What was read."""
 
@@ -107,3 +111,11 @@ class Engine(ABC):
     @abstractmethod
     async def close(self) -> None:
         """Let go of the database once the calls under way are done. Idempotent."""
+
+
+def check_busy_timeout(busy_timeout_s: object) -> None:
+    """Refuse a `busy_timeout_s` that is no number of seconds; every engine has this option."""
+    if isinstance(busy_timeout_s, bool) or not isinstance(busy_timeout_s, (int, float)):
+        raise TypeError(f"busy_timeout_s is a number of seconds, got {busy_timeout_s!r}")
+    if not 0 <= busy_timeout_s < float("inf"):
+        raise ValueError(f"busy_timeout_s is a number of seconds, 0 or more, got {busy_timeout_s!r}")

@@ -1,7 +1,8 @@
 """Calls that wait are served together: group commit for writes, many reads to a thread hop.
 
 A :class:`Batcher` queues calls and hands all that wait to ``serve`` at once, on as many lanes at a time as
-it has. Under load the batches grow by themselves, so there is nothing to tune.
+it has. Under load the batches grow by themselves, so there is nothing to tune. :class:`Groups` says in what order the
+writes of a batch are tried when some of them cannot succeed.
 
 Cancellation: a call that is still queued leaves the queue; one that was handed over has begun: it waits for its outcome
 and raises the cancellation then. The lanes themselves cannot be cancelled, because they are callbacks and no tasks;
@@ -14,8 +15,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Hashable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import chain, groupby
 from typing import Any, Generic, TypeVar
 
 from anyio import CancelScope
@@ -83,14 +85,24 @@ class Batcher(Generic[W]):
         crowd: how many calls must wait before another lane is used while one is busy. Where that is more than one,
             calls that find all lanes idle and are twice as many are served in two halves: in one batch they would
             come back together each time, and the event loop would have nothing to do while it is served.
+        key: what a call is about. Calls about the same are never on two lanes at a time, so they are served in the
+            order in which they were asked for, whatever connection each lane has. None: lanes keep no order.
     """
 
     def __init__(
-        self, serve: Callable[[int, list[Job[W]], Done], None], *, lanes: int, most: int, crowd: int = 1
+        self,
+        serve: Callable[[int, list[Job[W]], Done], None],
+        *,
+        lanes: int,
+        most: int,
+        crowd: int = 1,
+        key: Callable[[W], Hashable] | None = None,
     ) -> None:
         self._serve = serve
         self._most = most
         self._crowd = crowd
+        self._key = key
+        self._serving: dict[int, list[Job[W]]] = {}
         self._waiting: deque[Job[W]] = deque()
         self._lanes = lanes
         self._idle = list(range(lanes))[::-1]
@@ -122,6 +134,12 @@ class Batcher(Generic[W]):
                     cancelled = error
         raise cancelled from job.error
 
+    def answer(self, jobs: Iterable[Job[W]]) -> None:
+        """Tell the callers of `jobs` their outcomes before the rest of their batch is served; on the event loop."""
+        for job in jobs:
+            job.finish()
+        self._plan(asyncio.get_running_loop())  # what waited for them alone
+
     async def drain(self) -> None:
         """Wait until nothing is queued or being served."""
         while self._waiting or not self._is_idle():
@@ -143,6 +161,7 @@ class Batcher(Generic[W]):
             most = min(most, (waiting + 1) // 2)
         if batch := self._take(most):
             lane = self._idle.pop()
+            self._serving[lane] = batch
             done = partial(self._finish, loop, lane, batch)
             try:
                 self._serve(lane, batch, done)
@@ -150,16 +169,30 @@ class Batcher(Generic[W]):
                 done(error)
                 if not isinstance(error, Exception):
                     raise
+        elif self._waiting:
+            return  # each for a lane that is busy with what it is about
         self._go_on(loop)  # with what is left
 
     def _take(self, most: int) -> list[Job[W]]:
         batch: list[Job[W]] = []
+        held: list[Job[W]] = []
+        busy = self._busy_keys()
         while self._waiting and len(batch) < most:
             job = self._waiting.popleft()
-            if not job.withdrawn:
+            if job.withdrawn:
+                continue
+            if busy and self._key is not None and self._key(job.work) in busy:
+                held.append(job)
+            else:
                 job.begun = True
                 batch.append(job)
+        self._waiting.extendleft(reversed(held))
         return batch
+
+    def _busy_keys(self) -> set[Hashable]:
+        if self._key is None:
+            return set()
+        return {self._key(job.work) for batch in self._serving.values() for job in batch if not job.finished}
 
     def _is_idle(self) -> bool:
         return len(self._idle) == self._lanes
@@ -168,6 +201,7 @@ class Batcher(Generic[W]):
         self, loop: asyncio.AbstractEventLoop, lane: int, batch: list[Job[W]], error: BaseException | None
     ) -> None:
         self._idle.append(lane)
+        self._serving.pop(lane, None)
         for job in batch:
             job.error = job.error or error
             job.finish()
@@ -180,3 +214,46 @@ class Batcher(Generic[W]):
                 if not drained.done():
                     drained.set_result(None)
             self._drained.clear()
+
+
+class Groups(Generic[W]):
+    """A batch of writes in the groups in which they are tried, one after the other, each group in one transaction.
+
+    Neighbours of one kind go together. Where they fail, each is tried alone, so that one that cannot succeed fails
+    alone. Whoever iterates says of each group how it went.
+
+    Args:
+        kind: of a write; equal for those that can share a transaction, None for one that cannot.
+    """
+
+    def __init__(self, jobs: Iterable[Job[W]], kind: Callable[[W], Hashable]) -> None:
+        self._groups = deque(_groups(jobs, kind))
+
+    def __iter__(self) -> Iterator[list[Job[W]]]:
+        while self._groups:
+            yield self._groups.popleft()
+
+    def succeeded(self, group: Sequence[Job[W]], results: Iterable[object]) -> None:
+        """Each write of the group has its result."""
+        for job, result in zip(group, results, strict=True):
+            job.result = result
+
+    def failed(self, group: Sequence[Job[W]], error: Exception) -> None:
+        """Nothing of the group was written; try each alone, if there are several."""
+        if len(group) > 1:
+            self._groups.extendleft([job] for job in reversed(group))
+        else:
+            group[0].error = error
+
+    def failed_for_all(self, group: Sequence[Job[W]], error: Exception) -> None:
+        """Nothing of the group was written, and nothing that is left would be."""
+        for job in chain(group, *self):
+            job.error = error
+
+
+def _groups(jobs: Iterable[Job[W]], kind: Callable[[W], Hashable]) -> Iterator[list[Job[W]]]:
+    for shared, group in groupby(jobs, lambda job: kind(job.work)):
+        if shared is None:
+            yield from ([job] for job in group)
+        else:
+            yield list(group)

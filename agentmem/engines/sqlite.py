@@ -21,8 +21,9 @@ from weakref import WeakSet
 from ..checking import CheckReport, Progress
 from ..errors import SessionClosedError, StorageError
 from ..reading import TailReading
-from .base import Engine, Reading
+from .base import Engine, Reading, check_busy_timeout
 from .batching import Job, UncancellableTask, despite_cancellation
+from .pools import close_unused
 from .sdk_tables import SDKTables
 from .sqlite_backup import back_up
 from .sqlite_calls import (
@@ -41,7 +42,7 @@ from .sqlite_calls import (
 from .sqlite_check import check
 from .sqlite_errors import map_error
 from .sqlite_link import MEMORY, ConnectionLost
-from .sqlite_pool import Database, MemoryLink, Pool, close_unused, lease, release
+from .sqlite_pool import Database, MemoryLink, Pool, leases
 from .sqlite_schema import prepare_reader, prepare_writer
 from .sqlite_snapshot import Snapshot, SnapshotWork, until_done
 from .sqlite_takeover import Takeover
@@ -73,10 +74,7 @@ class SQLiteEngine(Engine):
         durability: Literal["full", "normal"] = "full",
         takes_over: SDKTables | None = None,
     ) -> None:
-        if isinstance(busy_timeout_s, bool) or not isinstance(busy_timeout_s, (int, float)):
-            raise TypeError(f"busy_timeout_s is a number of seconds, got {busy_timeout_s!r}")
-        if not 0 <= busy_timeout_s < float("inf"):
-            raise ValueError(f"busy_timeout_s is a number of seconds, 0 or more, got {busy_timeout_s!r}")
+        check_busy_timeout(busy_timeout_s)
         if durability not in ("full", "normal"):
             raise ValueError(f'durability is "full" or "normal", got {durability!r}')
         self.name = _path(db)
@@ -102,7 +100,7 @@ class SQLiteEngine(Engine):
             read=serve_reads,
             memory=memory,
         )
-        self._leases: dict[asyncio.AbstractEventLoop, Pool] = {}
+        self._leases = leases(self._database)
         self._apart: set[SnapshotWork[Any]] = set()
         self._closed = False
 
@@ -112,11 +110,7 @@ class SQLiteEngine(Engine):
             await pool.open()
             await self._catch_up()
         except BaseException as error:
-            # Nobody closes what ``async with`` could not open; a later call leases again.
-            if self._leases.get(pool.loop) is pool:
-                del self._leases[pool.loop]
-                if release(pool):
-                    await close_unused(pool)
+            await self._leases.let_go(pool)  # a later call leases again
             if isinstance(error, sqlite3.Error):
                 raise map_error(error, self.name) from error
             raise
@@ -164,15 +158,14 @@ class SQLiteEngine(Engine):
         if target == MEMORY:
             raise ValueError("a backup is a file; give a path")
         self._refuse_closed()
-        if (pool := self._leases.get(asyncio.get_running_loop())) is not None and not pool.is_inherited():
+        if (pool := self._leases.get()) is not None:
             # What it has open must still be at its path, else the copy would be of another file.
             self._outcome(await pool.reads.submit(Read("", TailReading(0))))
         await self._on_snapshot(lambda snapshot: back_up(snapshot, self.name, target))
 
     async def close(self) -> None:
         self._closed = True
-        pools = [self._leases.popitem()[1] for _ in range(len(self._leases))]
-        unused = [pool for pool in pools if not pool.is_inherited() and release(pool)]
+        unused = self._leases.give_back()
         if unused or self._apart or self._database.memory is not None:  # else there is nothing to wait for
             await despite_cancellation(self._close(unused))
 
@@ -191,16 +184,9 @@ class SQLiteEngine(Engine):
     def _pool(self) -> Pool:
         """This engine's pool on the running event loop."""
         self._refuse_closed()
-        loop = asyncio.get_running_loop()
-        pool = self._leases.get(loop)
-        if pool is None or pool.is_inherited():
-            for other, theirs in list(self._leases.items()):  # a list: other threads' loops may add theirs meanwhile
-                if theirs.is_inherited() and self._database.memory is not None:
-                    raise StorageError("a session in memory stays in the process that made it; use a file to share it")
-                if theirs.is_inherited() or other.is_closed():
-                    self._leases.pop(other, None)
-            pool = self._leases[loop] = lease(self._database)
-        return pool
+        if self._database.memory is not None and self._leases.are_inherited():
+            raise StorageError("a session in memory stays in the process that made it; use a file to share it")
+        return self._leases.take()
 
     async def _write(self, work: Append | Pop | Clear | Import) -> object:
         pool = self._pool()

@@ -14,15 +14,14 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, groupby
+from itertools import groupby
 from typing import Any, ClassVar, cast
 
 from . import sqlite_takeover as takeover
 from .base import Reading
-from .batching import Job
+from .batching import Groups, Job
 from .sdk_tables import SDKTables
 from .sqlite_errors import BUSY, primary_code
 from .sqlite_link import WorkerConnection
@@ -58,33 +57,19 @@ _SET_END = "UPDATE agentmem_sessions SET next_position = ?, updated_at = ? WHERE
 
 def serve_writes(raw: WorkerConnection, jobs: list[Job[Any]]) -> None:
     """Serve a batch of writes: in one transaction, but for pops and where that fails."""
-    groups = deque(_groups(jobs))
-    while groups:
-        group = groups.popleft()
+    groups = Groups(jobs, lambda work: None if work.alone else True)
+    for group in groups:
         if not all(isinstance(job.work, Append) for job in group):
             raw.report()  # anything else may take long, and the batch before is waited for
         try:
             results = _together(raw, [job.work for job in group])
         except Exception as error:
             if isinstance(error, sqlite3.Error) and primary_code(error) == BUSY:
-                for job in chain(group, *groups):  # each group would wait for the same lock, one after the other
-                    job.error = error
-                return
-            if len(group) > 1:
-                groups.extendleft([job] for job in reversed(group))
+                groups.failed_for_all(group, error)  # each would wait for the same lock, one after the other
             else:
-                group[0].error = error
+                groups.failed(group, error)
         else:
-            for job, result in zip(group, results, strict=True):
-                job.result = result
-
-
-def _groups(jobs: list[Job[Any]]) -> Iterator[list[Job[Any]]]:
-    for are_alone, group in groupby(jobs, lambda job: bool(job.work.alone)):
-        if are_alone:
-            yield from ([job] for job in group)
-        else:
-            yield list(group)
+            groups.succeeded(group, results)
 
 
 def _together(raw: WorkerConnection, works: list[Write]) -> list[object]:

@@ -7,7 +7,6 @@ Rules kept here:
 - Writes that wait are committed together, reads that wait are served together.
 - Only the writer checkpoints (see ``sqlite_checkpoint``): readers are set up not to, and are closed before the writer.
 - Nothing is acknowledged that went into a file which is no longer at its path.
-- A pool closes when its last user lets go of it; one whose event loop is gone, with the next lease.
 
 No SQL here: a :class:`Database` says how to prepare a connection and how to serve a batch.
 """
@@ -27,6 +26,7 @@ from weakref import WeakKeyDictionary
 from ..errors import SessionClosedError, StorageError
 from .batching import Batcher, Done, Job, UncancellableTask, despite_cancellation
 from .lifecycle import around_fork
+from .pools import Leases, LoopPool, Pools
 from .sqlite_file import FileIdentity
 from .sqlite_link import (
     MEMORY,
@@ -110,14 +110,12 @@ class Database:
     memory: MemoryLink | None = field(default=None, compare=False)
 
 
-class Pool:
+class Pool(LoopPool):
     """The connections of one event loop to one database."""
 
     def __init__(self, database: Database, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(database.key, loop)
         self.database = database
-        self.loop = loop
-        self.users = 0
-        self._process = os.getpid()
         self.writes: Batcher[Any] = Batcher(self._serve_writes, lanes=2, most=MOST_WRITES, crowd=CROWD)
         self.reads: Batcher[Any] = Batcher(self._serve_reads, lanes=READERS, most=MOST_READS)
         self._writer: Link | None = None
@@ -136,16 +134,12 @@ class Pool:
             await despite_cancellation(self._open_writer())
 
     async def close(self) -> None:
-        """Finish what was asked for, then close every connection, the writer last."""
+        """The writer last."""
         await despite_cancellation(self._close())
 
     def is_current(self) -> bool:
         """Whether the file at the path is still the one that was opened, or none was opened yet."""
         return not self._replaced and (self._file is None or self._file.is_at_its_path())
-
-    def is_inherited(self) -> bool:
-        """Whether this process got the pool by a fork, without the threads behind it."""
-        return os.getpid() != self._process
 
     def retire(self) -> None:
         """Let go of a file that was replaced, from any thread; those who still use it get StorageError."""
@@ -154,7 +148,6 @@ class Pool:
             link.raw.disconnect()
 
     def abandon(self) -> None:
-        """Have the connections closed, without waiting for it, because the event loop is closed."""
         # In a thread, because stopping a connection under a running loop reports to that loop, which may be
         # closed by then.
         thread = threading.Thread(target=stop_all, args=(self._links(),), name="agentmem-abandon")
@@ -319,66 +312,26 @@ def _refuse_at_end() -> None:
         raise StorageError("the connection was closed because the program is ending")
 
 
-_pools: dict[tuple[Hashable, asyncio.AbstractEventLoop], Pool] = {}
+_pools: Pools[Pool] = Pools()
 _abandoned: WeakKeyDictionary[threading.Thread, str] = WeakKeyDictionary()
 """Which threads close the connections that a closed event loop left, and to which path."""
-_lock = threading.Lock()  # loops in several threads lease at the same time
 
 
-def lease(database: Database) -> Pool:
-    """The running event loop's pool for `database`, with one user more; no I/O but a look at the file."""
-    loop = asyncio.get_running_loop()
-    with _lock:
-        for place, pool in list(_pools.items()):
-            # SQLite must not have two files open under one path: both would use the same -wal and -shm.
-            replaced = pool.database.path == database.path and not pool.is_current()
-            if replaced:
-                pool.retire()
-            if pool.loop.is_closed():
-                pool.abandon()
-            if replaced or pool.loop.is_closed():
-                del _pools[place]
-        pool_here = _pools.get((database.key, loop))
-        if pool_here is None:
-            pool_here = _pools[database.key, loop] = Pool(database, loop)
-        pool_here.users += 1
-        return pool_here
+def leases(database: Database) -> Leases[Pool]:
+    """An engine's leases of pools for `database`; a lease does no I/O but a look at the file."""
 
+    def is_replaced(pool: Pool) -> bool:
+        # SQLite must not have two files open under one path: both would use the same -wal and -shm.
+        replaced = pool.database.path == database.path and not pool.is_current()
+        if replaced:
+            pool.retire()
+        return replaced
 
-def release(pool: Pool) -> bool:
-    """Let go of a leased pool; whether that was its last user, who is to call :func:`close_unused`."""
-    with _lock:
-        pool.users -= 1
-        if pool.users:
-            return False
-        if _pools.get((pool.database.key, pool.loop)) is pool:
-            del _pools[pool.database.key, pool.loop]
-        return True
-
-
-async def close_unused(pool: Pool) -> None:
-    """Close a pool that nobody uses any more, on its own event loop."""
-    if pool.loop is asyncio.get_running_loop():
-        await pool.close()
-    elif not pool.loop.is_running():  # it may never run again
-        pool.abandon()
-    else:
-        asyncio.run_coroutine_threadsafe(pool.close(), pool.loop)
-
-
-def _lock_before_fork() -> None:
-    _lock.acquire()
-
-
-def _unlock_in_parent() -> None:
-    _lock.release()
+    return Leases(_pools, lambda: _pools.lease(database.key, lambda loop: Pool(database, loop), is_replaced))
 
 
 def _forget_in_child() -> None:
-    global _lock
-    _lock = threading.Lock()
-    _pools.clear()
     _abandoned.clear()
 
 
-around_fork(before=_lock_before_fork, in_parent=_unlock_in_parent, in_child=_forget_in_child)
+around_fork(before=lambda: None, in_parent=lambda: None, in_child=_forget_in_child)

@@ -1,0 +1,163 @@
+"""Who uses which pool of connections: one pool per database and event loop, shared by every handle on it.
+
+Rules kept here:
+
+- A pool closes when its last user lets go of it; one whose event loop is gone, with the next lease.
+- Connections are not carried across a fork: the child leases anew, and leaves the parent's to the parent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Sequence
+from typing import Generic, TypeVar
+
+from .lifecycle import around_fork
+
+
+class LoopPool(ABC):
+    """The connections of one event loop to one database.
+
+    Args:
+        key: equal for all who share the pool.
+        loop: on which all of it happens.
+    """
+
+    def __init__(self, key: Hashable, loop: asyncio.AbstractEventLoop) -> None:
+        self.key = key
+        self.loop = loop
+        self.users = 0
+        self._process = os.getpid()
+
+    def is_inherited(self) -> bool:
+        """Whether this process got the pool by a fork, without the threads and the connections behind it."""
+        return os.getpid() != self._process
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Finish what was asked for, then close every connection; on the pool's event loop."""
+
+    @abstractmethod
+    def abandon(self) -> None:
+        """Have the connections closed without waiting for it, because the event loop is gone."""
+
+
+P = TypeVar("P", bound=LoopPool)
+
+
+class Pools(Generic[P]):
+    """All pools of this process to databases of one kind."""
+
+    def __init__(self) -> None:
+        self._pools: dict[tuple[Hashable, asyncio.AbstractEventLoop], P] = {}
+        self._lock = threading.Lock()  # loops in several threads lease at the same time
+        around_fork(before=self._lock_before_fork, in_parent=self._unlock_in_parent, in_child=self._forget_in_child)
+
+    def lease(
+        self,
+        key: Hashable,
+        make: Callable[[asyncio.AbstractEventLoop], P],
+        drops: Callable[[P], bool] = lambda pool: False,
+    ) -> P:
+        """The running event loop's pool with this key, with one user more; no I/O but what `drops` does.
+
+        Args:
+            make: makes it, where there is none.
+            drops: whether a pool must not be leased again.
+        """
+        loop = asyncio.get_running_loop()
+        with self._lock:
+            for place, pool in list(self._pools.items()):
+                is_dropped = drops(pool)
+                if pool.loop.is_closed():
+                    pool.abandon()
+                if is_dropped or pool.loop.is_closed():
+                    del self._pools[place]
+            here = self._pools.get((key, loop))
+            if here is None:
+                here = self._pools[key, loop] = make(loop)
+            here.users += 1
+            return here
+
+    def release(self, pool: P) -> bool:
+        """Let go of a leased pool; whether that was its last user, who is to call :func:`close_unused`."""
+        with self._lock:
+            pool.users -= 1
+            if pool.users:
+                return False
+            if self._pools.get((pool.key, pool.loop)) is pool:
+                del self._pools[pool.key, pool.loop]
+            return True
+
+    def all(self) -> Sequence[P]:
+        """Those that are in use now."""
+        with self._lock:
+            return list(self._pools.values())
+
+    def _lock_before_fork(self) -> None:
+        self._lock.acquire()
+
+    def _unlock_in_parent(self) -> None:
+        self._lock.release()
+
+    def _forget_in_child(self) -> None:
+        self._lock = threading.Lock()
+        self._pools = {}
+
+
+class Leases(Generic[P]):
+    """The pools that one engine uses, one for each event loop.
+
+    Args:
+        pools: where it leases them.
+        lease: leases the running event loop's.
+    """
+
+    def __init__(self, pools: Pools[P], lease: Callable[[], P]) -> None:
+        self._pools = pools
+        self._lease = lease
+        self._by_loop: dict[asyncio.AbstractEventLoop, P] = {}
+
+    def get(self) -> P | None:
+        """The running event loop's pool, if this process leased it before."""
+        pool = self._by_loop.get(asyncio.get_running_loop())
+        return None if pool is None or pool.is_inherited() else pool
+
+    def take(self) -> P:
+        """The running event loop's pool; leased, if need be."""
+        pool = self.get()
+        if pool is None:
+            for loop, theirs in list(self._by_loop.items()):  # a list: other threads' loops may add theirs meanwhile
+                if theirs.is_inherited() or loop.is_closed():
+                    self._by_loop.pop(loop, None)
+            pool = self._by_loop[asyncio.get_running_loop()] = self._lease()
+        return pool
+
+    def are_inherited(self) -> bool:
+        """Whether any of them came by a fork."""
+        return any(pool.is_inherited() for pool in list(self._by_loop.values()))
+
+    async def let_go(self, pool: P) -> None:
+        """Give back a pool that could not be opened: nobody closes what ``async with`` could not enter."""
+        if self._by_loop.get(pool.loop) is pool:
+            del self._by_loop[pool.loop]
+            if self._pools.release(pool):
+                await close_unused(pool)
+
+    def give_back(self) -> list[P]:
+        """Give back all of them; returns those that nobody uses any more, for :func:`close_unused`."""
+        pools = [self._by_loop.popitem()[1] for _ in range(len(self._by_loop))]
+        return [pool for pool in pools if not pool.is_inherited() and self._pools.release(pool)]
+
+
+async def close_unused(pool: LoopPool) -> None:
+    """Close a pool that nobody uses any more, on its own event loop."""
+    if pool.loop is asyncio.get_running_loop():
+        await pool.close()
+    elif not pool.loop.is_running():  # it may never run again
+        pool.abandon()
+    else:
+        asyncio.run_coroutine_threadsafe(pool.close(), pool.loop)
