@@ -189,6 +189,82 @@ async def clear_leaves_nothing_behind(open_engine: Open) -> None:
         _same(await _read(engine, session_id), _items(5, 6), "items after clear")
 
 
+async def sessions_are_listed_in_pages_by_the_bytes_of_their_ids(open_engine: Open) -> None:
+    # Case, digits, punctuation, and characters whose order in UTF-16 or in a language is another one.
+    endings = [
+        "a",
+        "A",
+        "B",
+        "b",
+        "ab",
+        "aB",
+        "a b",
+        "9",
+        "10",
+        "_",
+        "-",
+        "%",
+        " ",
+        "é",
+        "e\u0301",
+        "z",
+        "\uffee",
+        "😀",
+    ]
+    async with _fresh(open_engine) as (engine, prefix):
+        for length, ending in enumerate(endings, 1):
+            await engine.append(prefix + ending, _rows(0, length))
+        expected = [(prefix + ending, length) for length, ending in enumerate(endings, 1)]
+        expected.sort(key=lambda session: session[0].encode())
+        for most in (1, 2, 5, len(endings), 1000):
+            _same(await _sessions(engine, prefix, most), expected, f"sessions in pages of {most}")
+        after = await engine.sessions(expected[3][0], 2)
+        _same(after, expected[4:6], "the page after a session")
+        await engine.clear(expected[3][0])
+        _same(await engine.sessions(expected[3][0], 2), after, "the page after a session that is gone")
+        del expected[3]
+        listed: list[tuple[str, int]] = []
+        while page := await engine.sessions(listed[-1][0] if listed else None, 100):
+            listed += page
+        _same([id_ for id_, _ in listed], sorted((id_ for id_, _ in listed), key=str.encode), "all ids, in order")
+        _same([session for session in listed if session[0].startswith(prefix)], expected, "sessions among all")
+
+
+async def a_listed_length_is_the_position_that_is_issued_next(open_engine: Open) -> None:
+    async with _fresh(open_engine) as (engine, session_id):
+        other = open_engine()
+        try:
+            _same(await _sessions(other, session_id), [], "sessions before the first append")
+            await engine.append(session_id, [*_rows(0, 3), "no JSON"])
+            _same(await _sessions(other, session_id), [(session_id, 4)], "after an append")
+            await engine.pop(session_id, TailReading(1))  # with the corrupt row above
+            _same(await _sessions(other, session_id), [(session_id, 2)], "after a pop")
+            await engine.pop(session_id, TailReading(2))
+            _same(await _sessions(other, session_id), [(session_id, 0)], "after pops of everything")
+            await engine.clear(session_id)
+            _same(await _sessions(other, session_id), [], "after clear")
+        finally:
+            await other.close()
+
+
+async def rows_come_in_slices_as_they_were_stored(open_engine: Open) -> None:
+    odd = ['{"b": 1,  "a": 1e2}', "no JSON", "", "[]", '{"é": "\\ud83d 😀"}', f'{{"n": {10**40}}}', "\u007f\n"]
+    texts = [*odd, *_rows(0, 600), *(json.dumps({"x": "é" * 200_000}) for _ in range(10)), *odd]
+    stored = [(position, text.encode()) for position, text in enumerate(texts)]
+    async with _fresh(open_engine) as (engine, session_id):
+        _same(await engine.rows(session_id, 0, 10), [], "rows of a session that there is not")
+        for neighbour in ("", "+"):  # whose rows may lie beside these
+            await engine.append(session_id + neighbour, texts)
+        await engine.append(session_id, _rows(0, 1))
+        stored.append((len(stored), _rows(0, 1)[0].encode()))
+        for start, most in ((0, 1), (0, 7), (0, 10_000), (5, 512), (600, 3), (len(stored) - 1, 1), (len(stored), 1)):
+            _same(
+                await _slices(engine, session_id, start, most), stored[start:], f"rows from {start} in slices of {most}"
+            )
+        await engine.pop(session_id, TailReading(1))
+        _same(await engine.rows(session_id, len(stored) - 1, 1), [], "rows at a position that a pop has freed")
+
+
 async def writes_that_wait_together_happen_in_the_order_in_which_they_were_asked_for(open_engine: Open) -> None:
     async with _fresh(open_engine) as (engine, session_id):
         other = session_id + "-other"
@@ -269,10 +345,12 @@ async def a_closed_handle_says_so_and_its_data_stays(open_engine: Open) -> None:
             closing.read(session_id, TailReading(1)),
             closing.pop(session_id, TailReading(1)),
             closing.clear(session_id),
+            closing.sessions(None, 1),
+            closing.rows(session_id, 0, 1),
             closing.open(),
         ]
         outcomes = await asyncio.gather(*calls, return_exceptions=True)
-        _same([type(outcome) for outcome in outcomes], [SessionClosedError] * 5, "calls on a closed handle")
+        _same([type(outcome) for outcome in outcomes], [SessionClosedError] * len(calls), "calls on a closed handle")
         _same(await _read(engine, session_id), _items(0, 2), "what the closed handle had stored")
 
 
@@ -303,6 +381,9 @@ CHECKS: tuple[Callable[[Open], Awaitable[None]], ...] = (
     a_corrupt_row_hides_no_other,
     pop_removes_corrupt_rows_above_the_newest_item_only,
     clear_leaves_nothing_behind,
+    sessions_are_listed_in_pages_by_the_bytes_of_their_ids,
+    a_listed_length_is_the_position_that_is_issued_next,
+    rows_come_in_slices_as_they_were_stored,
     writes_that_wait_together_happen_in_the_order_in_which_they_were_asked_for,
     a_write_that_fails_fails_alone,
     a_cancelled_write_is_whole_or_not_there,
@@ -353,6 +434,31 @@ async def _fresh(open_engine: Open) -> AsyncIterator[tuple[Engine, str]]:
 
 async def _read(engine: Engine, session_id: str, limit: int | None = None) -> list[Item]:
     return await engine.read(session_id, TailReading(limit))
+
+
+async def _sessions(engine: Engine, prefix: str, most: int = 100) -> list[tuple[str, int]]:
+    """The sessions whose ids begin so, asked for in pages."""
+    found: list[tuple[str, int]] = []
+    after = prefix[:-1]  # which comes before all of them, and before nothing else but by chance
+    while page := await engine.sessions(after, most):
+        if len(page) > most:
+            raise NotConforming(f"{len(page)} sessions in a page of at most {most}")
+        after = page[-1][0]
+        found += [session for session in page if session[0].startswith(prefix)]
+        if not after.startswith(prefix) and after > prefix:
+            break
+    return found
+
+
+async def _slices(engine: Engine, session_id: str, start: int, most: int) -> list[tuple[int, bytes]]:
+    """The rows from a position on, asked for in slices, which may be shorter where rows are long."""
+    found: list[tuple[int, bytes]] = []
+    while rows := await engine.rows(session_id, start, most):
+        if len(rows) > most:
+            raise NotConforming(f"{len(rows)} rows in a slice of at most {most}")
+        found += rows
+        start = rows[-1][0] + 1
+    return found
 
 
 def _items(start: int, stop: int) -> list[Item]:

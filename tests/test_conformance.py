@@ -105,9 +105,52 @@ class Content(SQLiteEngine):
         return replace(await super().check(progress), problem_count=0, problems=())
 
 
+class Alphabetical(SQLiteEngine):
+    """Lists sessions as a dictionary would."""
+
+    async def sessions(self, after: str | None, most: int) -> list[tuple[str, int]]:
+        return sorted(await super().sessions(after, most), key=lambda session: session[0].casefold())
+
+
+class Skipping(SQLiteEngine):
+    """Lists no session that pops have emptied."""
+
+    async def sessions(self, after: str | None, most: int) -> list[tuple[str, int]]:
+        return [session for session in await super().sessions(after, most) if session[1]]
+
+
+class Tidying(SQLiteEngine):
+    """Gives rows as a JSON column would have them."""
+
+    async def rows(self, session_id: str, start: int, most: int) -> list[tuple[int, bytes]]:
+        rows = await super().rows(session_id, start, most)
+        return [(position, text.replace(b"  ", b" ")) for position, text in rows]
+
+
+class Abridging(SQLiteEngine):
+    """Gives no row that is long."""
+
+    async def rows(self, session_id: str, start: int, most: int) -> list[tuple[int, bytes]]:
+        return [row for row in await super().rows(session_id, start, most) if len(row[1]) < 100_000]
+
+
 @pytest.mark.parametrize(
     "broken",
-    [Forgetful, Backwards, Splitting, Mixing, Keeping, Peeking, Unending, Clipping, Content],
+    [
+        Forgetful,
+        Backwards,
+        Splitting,
+        Mixing,
+        Keeping,
+        Peeking,
+        Unending,
+        Clipping,
+        Content,
+        Alphabetical,
+        Skipping,
+        Tidying,
+        Abridging,
+    ],
     ids=lambda c: c.__name__,
 )
 async def test_a_broken_engine_is_found_out(broken: type[SQLiteEngine], tmp_path: Path) -> None:

@@ -93,6 +93,38 @@ class Engine(ABC):
         """
 
     @abstractmethod
+    async def sessions(self, after: str | None, most: int) -> list[tuple[str, int]]:
+        """The next sessions by the bytes of their ids in UTF-8, each with its length: the position issued next.
+
+        One that pops have emptied is there, with 0; one that was cleared is not. Each call sees one state, so that
+        what is added or cleared between two calls is seen or not by where it stands.
+
+        From the first session on, it creates nothing: StorageError where there is no database of agentmem's.
+
+        Args:
+            after: an id, which need not be there; None: from the first session on.
+            most: of sessions, 1 or more. Fewer than that are the last ones.
+
+        Returns:
+            ``(session_id, length)`` each. Bytes of an id that are no UTF-8, as only damage makes them, are lone
+            surrogates (``surrogateescape``), and may come back as `after`.
+        """
+
+    @abstractmethod
+    async def rows(self, session_id: str, start: int, most: int) -> list[tuple[int, bytes]]:
+        """The session's rows from position `start` on, oldest first, as they are stored; all from one state.
+
+        Args:
+            start: the lowest position wanted, 0 or more.
+            most: of rows, 1 or more. Fewer may be returned where they are long together (an engine may stop at a
+                megabyte), but none only where there is none.
+
+        Returns:
+            ``(position, text)`` each: the text's bytes in UTF-8, corrupt or not. Nothing for a session that there is
+            not.
+        """
+
+    @abstractmethod
     async def pop(self, session_id: str, reading: Reading[T]) -> T:
         """Read likewise inside a write, then remove every row from ``reading.oldest`` on (None: no row)."""
 

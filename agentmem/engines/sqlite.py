@@ -32,9 +32,11 @@ from .sqlite_calls import (
     Import,
     IsBehind,
     Joined,
+    ListSessions,
     Pop,
     Read,
     ReadShort,
+    Slice,
     TakeOver,
     serve_reads,
     serve_writes,
@@ -43,7 +45,7 @@ from .sqlite_check import check
 from .sqlite_errors import map_error
 from .sqlite_link import MEMORY, ConnectionLost
 from .sqlite_pool import Database, MemoryLink, Pool, leases
-from .sqlite_schema import prepare_reader, prepare_writer
+from .sqlite_schema import prepare_reader, prepare_writer, require_tables
 from .sqlite_snapshot import Snapshot, SnapshotWork, until_done
 from .sqlite_takeover import Takeover
 
@@ -127,6 +129,18 @@ class SQLiteEngine(Engine):
             if joined is None or reading.feed_joined(*joined):
                 return reading.result()
         return cast(T, self._outcome(await reads.submit(Read(session_id, reading))))
+
+    async def sessions(self, after: str | None, most: int) -> list[tuple[str, int]]:
+        if after is None and self._takes_over is None:  # the pool would make the file, or its tables
+            await self._on_snapshot(lambda snapshot: require_tables(snapshot.connection, self.name))
+        await self._catch_up()
+        listing = await self._pool().reads.submit(ListSessions(after, most))
+        return cast("list[tuple[str, int]]", self._outcome(listing))
+
+    async def rows(self, session_id: str, start: int, most: int) -> list[tuple[int, bytes]]:
+        await self._catch_up()
+        found = await self._pool().reads.submit(Slice(session_id, start, most))
+        return cast("list[tuple[int, bytes]]", self._outcome(found))
 
     async def pop(self, session_id: str, reading: Reading[T]) -> T:
         return cast(T, await self._write(Pop(session_id, reading)))

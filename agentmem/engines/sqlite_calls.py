@@ -15,6 +15,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, ClassVar, cast
@@ -29,6 +30,9 @@ from .sqlite_schema import POSITION_BITS, Transaction, create_tables
 
 SHORT_BYTES = 128 * 1024
 """Most bytes of rows that are decoded on the event loop: a fraction of a millisecond's work."""
+
+SLICE_BYTES = 1024 * 1024
+"""How many bytes of rows end a slice of them, so that one of long rows takes no more memory than it must."""
 
 Joined = tuple[bytes, int, int]
 """What ``Reading.feed_joined`` takes."""
@@ -50,6 +54,21 @@ _NEWEST_JOINED = """
           AND item_key < (SELECT (session_key + 1) << 32 FROM agentmem_sessions WHERE session_id = ?)
         ORDER BY item_key DESC LIMIT ?
     )
+"""
+
+# The ids are compared as bytes in UTF-8, as they are stored. One that is no text, as only another program can store it,
+# is a session that nobody can name; see sqlite.org/datatype3.html#sort_order.
+_SESSIONS = """
+    SELECT CAST(session_id AS BLOB), CAST(next_position AS INTEGER) FROM agentmem_sessions
+    WHERE session_id > CAST(? AS TEXT) AND typeof(session_id) = 'text' ORDER BY session_id LIMIT ?
+"""
+_FIRST_SESSIONS = _SESSIONS.replace(">", ">=")
+
+_OLDEST_FIRST = """
+    SELECT item_key & 0xFFFFFFFF, CAST(item AS BLOB) FROM agentmem_items
+    WHERE item_key >= (SELECT (session_key << 32) + :start FROM agentmem_sessions WHERE session_id = :session_id)
+      AND item_key < (SELECT (session_key + 1) << 32 FROM agentmem_sessions WHERE session_id = :session_id)
+    ORDER BY item_key LIMIT :most
 """
 
 _SET_END = "UPDATE agentmem_sessions SET next_position = ?, updated_at = ? WHERE session_key = ?"
@@ -233,6 +252,43 @@ class ReadShort:
             _feed(raw, self.session_id, self.reading)
             return None
         return joined
+
+
+@dataclass(frozen=True, slots=True)
+class ListSessions:
+    """List the sessions after an id."""
+
+    session_id: ClassVar[None] = None
+    after: str | None
+    most: int
+
+    def apply(self, raw: WorkerConnection) -> list[tuple[str, int]]:
+        found = raw.execute(
+            _FIRST_SESSIONS if self.after is None else _SESSIONS,
+            ((self.after or "").encode(errors="surrogateescape"), self.most),
+        )
+        return [(session_id.decode(errors="surrogateescape"), length) for session_id, length in found]
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Read a session's rows from a position on."""
+
+    session_id: str
+    start: int
+    most: int
+
+    def apply(self, raw: WorkerConnection) -> list[tuple[int, bytes]]:
+        values = {"session_id": self.session_id, "start": self.start, "most": self.most}
+        rows: list[tuple[int, bytes]] = []
+        size_bytes = 0
+        with closing(raw.execute(_OLDEST_FIRST, values)) as cursor:  # ends the statement where rows are left
+            for row in cursor:
+                rows.append(row)
+                size_bytes += len(row[1])
+                if size_bytes >= SLICE_BYTES:
+                    break
+        return rows
 
 
 @dataclass(frozen=True, slots=True)
