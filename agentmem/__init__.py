@@ -2,8 +2,8 @@
 
 The classes, by how you call them::
 
-    await       AsyncSQLiteSession   AsyncSessionStore   Runner.run, Runner.run_streamed
-    plain       SQLiteSession        SessionStore        Runner.run_sync
+    await       AsyncSQLiteSession, AsyncPostgresSession   AsyncSessionStore   Runner.run, Runner.run_streamed
+    plain       SQLiteSession, PostgresSession             SessionStore        Runner.run_sync
 
 What each promises stands in its docstring, and all together in the README. Errors: ``agentmem.errors``.
 
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from .errors import AgentMemError
     from .replay import SessionSettings
     from .runner import Agent, RunConfig, RunContext, Runner, RunResult, RunStream, TextDelta, function_tool
-    from .session import AsyncSession, AsyncSQLiteSession
+    from .session import AsyncPostgresSession, AsyncSession, AsyncSQLiteSession
     from .store import AsyncSessionStore
-    from .sync import Session, SessionStore, SQLiteSession
+    from .sync import PostgresSession, Session, SessionStore, SQLiteSession
 
 _HOMES = {
     "errors": ("AgentMemError",),
     "replay": ("SessionSettings",),
     "runner": ("Agent", "RunConfig", "RunContext", "RunResult", "RunStream", "Runner", "TextDelta", "function_tool"),
-    "session": ("AsyncSQLiteSession", "AsyncSession"),
+    "session": ("AsyncPostgresSession", "AsyncSQLiteSession", "AsyncSession"),
     "store": ("AsyncSessionStore",),
-    "sync": ("SQLiteSession", "Session", "SessionStore"),
+    "sync": ("PostgresSession", "SQLiteSession", "Session", "SessionStore"),
 }
 _MODULES = {"errors", "items", "runner"}
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -38,9 +38,11 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [
     "Agent",
     "AgentMemError",
+    "AsyncPostgresSession",
     "AsyncSQLiteSession",
     "AsyncSession",
     "AsyncSessionStore",
+    "PostgresSession",
     "RunConfig",
     "RunContext",
     "RunResult",

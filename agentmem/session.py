@@ -22,7 +22,7 @@ from typing import Any, Literal, TypeVar, cast
 
 from pydantic import BaseModel
 
-from .engines import open_engine
+from .engines import open_engine, scheme_of
 from .engines.base import MAX_SESSION_ID_BYTES, Engine
 from .errors import CorruptItemWarning, SessionClosedError
 from .items import encode_items
@@ -255,9 +255,59 @@ class AsyncSQLiteSession(AsyncSession):
         super().__init__(engine, session_id, settings, owns_engine=True)
 
 
+class AsyncPostgresSession(AsyncSession):
+    """One conversation in PostgreSQL. All handles on a database share one pool of connections.
+
+    Needs the extra ``postgres``: ``pip install 'agentmem[postgres]'``.
+
+    Args:
+        dsn: a URL, ``postgresql://user:password@host:port/database?option=value``, with all options that asyncpg knows
+            (``sslmode``, several hosts with ``target_session_attrs``, settings of the server). Or an ``asyncpg.Pool``,
+            which is used on its own event loop and left open.
+        session_id: which conversation; 1 to 1,024 bytes in UTF-8, without NUL.
+        settings: what ``get_items()`` without a limit replays; default: everything.
+        schema: that holds the tables, created if there is none; also as ``?schema=`` in the URL. Default: "agentmem".
+        busy_timeout_s: how long to wait for a session that another connection holds, for a connection, and for a server
+            that was lost to come back, in seconds; then StorageBusyError or StorageError.
+        statement_cache_size: asyncpg's, also in the URL. Behind PgBouncer in transaction mode, 0 is needed unless its
+            ``max_prepared_statements`` is set (from PgBouncer 1.21 on). Default: asyncpg's 100.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or out of range. Nothing is connected yet: what is wrong
+            with the server or the URL is raised by ``async with`` and the first call.
+        MissingDependencyError: asyncpg is not installed; the message is the pip command.
+    """
+
+    __slots__ = ()
+
+    def __init__(
+        self,
+        dsn: str | Any,
+        *,
+        session_id: str,
+        settings: SessionSettings | None = None,
+        schema: str | None = None,
+        busy_timeout_s: float = 5.0,
+        statement_cache_size: int | None = None,
+    ) -> None:
+        engine = open_engine(
+            _postgres_only(dsn),
+            schema=schema,
+            busy_timeout_s=busy_timeout_s,
+            statement_cache_size=statement_cache_size,
+        )
+        super().__init__(engine, session_id, settings, owns_engine=True)
+
+
+def _postgres_only(dsn: str | Any) -> str | Any:
+    if isinstance(dsn, (str, os.PathLike)) and scheme_of(dsn) != "postgresql":
+        raise ValueError(f"{os.fspath(dsn)!r} is no URL of PostgreSQL's (postgresql://user@host/database)")
+    return dsn
+
+
 def _sqlite_only(db: str | os.PathLike[str]) -> str | os.PathLike[str]:
-    if isinstance(db, str) and "://" in db and not db.startswith("sqlite://"):
-        raise ValueError(f"{db.partition('://')[0]}:// is no SQLite database; AsyncSessionStore takes any URL")
+    if scheme_of(db) != "sqlite":
+        raise ValueError(f"{scheme_of(db)}:// is no SQLite database; AsyncSessionStore takes any URL")
     return db
 
 

@@ -18,10 +18,12 @@ class AsyncSessionStore:
     """One database that holds many sessions, and one pool for all of them.
 
     Args:
-        db: path of an SQLite file, or a URL: ``sqlite:///relative.db``, ``sqlite:////absolute.db``.
-            ":memory:" for a database that only this store and its sessions see.
-        options: the engine's own; for SQLite ``busy_timeout_s`` and ``durability``, as in
-            :class:`~agentmem.AsyncSQLiteSession`.
+        db: path of an SQLite file, or a URL: ``sqlite:///relative.db``, ``sqlite:////absolute.db``,
+            ``postgresql://user@host/database``. ":memory:" for a database that only this store and its sessions see.
+            Or an ``asyncpg.Pool``.
+        options: the engine's own: ``busy_timeout_s``; for SQLite also ``durability``, as in
+            :class:`~agentmem.AsyncSQLiteSession`; for PostgreSQL also ``schema`` and ``statement_cache_size``, as in
+            :class:`~agentmem.AsyncPostgresSession`.
 
     Raises:
         ValueError: an unknown URL scheme, or an option out of range.
@@ -31,7 +33,7 @@ class AsyncSessionStore:
 
     __slots__ = ("_engine",)
 
-    def __init__(self, db: str | os.PathLike[str], **options: Any) -> None:
+    def __init__(self, db: str | os.PathLike[str] | Any, **options: Any) -> None:
         self._engine = open_engine(db, **options)
 
     def session(self, session_id: str, *, settings: SessionSettings | None = None) -> AsyncSession:

@@ -31,7 +31,7 @@ from pydantic import BaseModel
 from .checking import CheckReport, Progress
 from .engines.lifecycle import around_fork, watch, when_program_ends
 from .replay import SessionSettings
-from .session import AsyncSession, AsyncSQLiteSession, session_id_by_keyword
+from .session import AsyncPostgresSession, AsyncSession, AsyncSQLiteSession, session_id_by_keyword
 from .store import AsyncSessionStore
 
 INTERRUPT_S = 0.2
@@ -217,6 +217,32 @@ class SQLiteSession(Session):
         super().__init__(
             AsyncSQLiteSession(
                 db, session_id=session_id, settings=settings, busy_timeout_s=busy_timeout_s, durability=durability
+            )
+        )
+
+
+class PostgresSession(Session):
+    __slots__ = ()
+    __doc__ = AsyncPostgresSession.__doc__
+
+    def __init__(
+        self,
+        dsn: str,
+        *,
+        session_id: str,
+        settings: SessionSettings | None = None,
+        schema: str | None = None,
+        busy_timeout_s: float = 5.0,
+        statement_cache_size: int | None = None,
+    ) -> None:
+        super().__init__(
+            AsyncPostgresSession(
+                dsn,
+                session_id=session_id,
+                settings=settings,
+                schema=schema,
+                busy_timeout_s=busy_timeout_s,
+                statement_cache_size=statement_cache_size,
             )
         )
 

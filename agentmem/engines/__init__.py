@@ -5,7 +5,6 @@ A new engine is one file here, one row in ``ENGINES`` and one optional dependenc
 
 from __future__ import annotations
 
-import os
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -20,25 +19,33 @@ class Entry(NamedTuple):
         module, name: of the Engine class; it takes the database (see ``keeps_url``) and keyword options.
         extra: the extra of agentmem's that brings its driver; "" where none is needed.
         keeps_url: whether it takes the whole URL, or only the path in it.
+        driver: the package whose objects (a pool) it takes instead of a URL; "" for none.
+        alias: another scheme for it; "" for none.
     """
 
     module: str
     name: str
     extra: str = ""
     keeps_url: bool = True
+    driver: str = ""
+    alias: str = ""
 
 
 ENGINES = {
     "sqlite": Entry("agentmem.engines.sqlite", "SQLiteEngine", keeps_url=False),
+    "postgresql": Entry(
+        "agentmem.engines.postgres", "PostgresEngine", extra="postgres", driver="asyncpg", alias="postgres"
+    ),
 }
 
 
-def open_engine(db: str | os.PathLike[str], **options: Any) -> Engine:
+def open_engine(db: Any, **options: Any) -> Engine:
     """The engine for a database; nothing is connected yet.
 
     Args:
-        db: a URL with one of the schemes in ``ENGINES``, or the path of an SQLite file. As in SQLAlchemy,
-            three slashes begin a relative path and four an absolute one: ``sqlite:///conversations.db``.
+        db: a URL with one of the schemes in ``ENGINES``, the path of an SQLite file, or a pool of a driver in
+            ``ENGINES``. As in SQLAlchemy, three slashes begin a relative path and four an absolute one:
+            ``sqlite:///conversations.db``.
         options: the engine's own, such as ``busy_timeout_s``.
 
     Raises:
@@ -58,10 +65,24 @@ def open_engine(db: str | os.PathLike[str], **options: Any) -> Engine:
     return engine
 
 
-def _split(db: str | os.PathLike[str]) -> tuple[str, str | os.PathLike[str]]:
-    if not isinstance(db, str) or "://" not in db:
+def scheme_of(db: Any) -> str:
+    """Which of ``ENGINES`` serves this database: a URL, a path, or a driver's pool.
+
+    Raises:
+        ValueError: the URL's scheme is unknown, or it is no URL of a file.
+    """
+    return _split(db)[0]
+
+
+def _split(db: Any) -> tuple[str, Any]:
+    """The scheme, and what its engine takes."""
+    if not isinstance(db, str):
+        package = type(db).__module__.partition(".")[0]
+        return next((scheme for scheme, entry in ENGINES.items() if entry.driver == package), "sqlite"), db
+    if "://" not in db:
         return "sqlite", db
     scheme, _, rest = db.partition("://")
+    scheme = next((name for name, entry in ENGINES.items() if entry.alias == scheme), scheme)
     if scheme not in ENGINES:
         known = ", ".join(f"{name}://" for name in ENGINES)
         raise ValueError(f"unknown database URL {scheme}://…; agentmem knows {known} and paths of SQLite files")

@@ -1,0 +1,1036 @@
+"""Sessions in PostgreSQL, or in a database that speaks its protocol, through asyncpg.
+
+Rules kept here:
+
+- What waits goes together, as in SQLite: a group of appends to any number of sessions is one statement and so one
+  transaction and one round trip; a batch of reads of newest rows is one statement, too.
+- Positions come from the session's row, which the append updates first: its lock is the session's turn. Every group
+  takes these locks in the order of session ids, so no two wait for each other.
+- Each connection that writes numbers its transactions, and each of these begins by storing its number
+  (``agentmem_writers``). Where a connection is lost before the answer came, the same is sent again on a new one, with
+  the same number: it waits for the first attempt, if that is still under way, and does nothing if that was committed.
+- An item is stored as the text that it came as: ``jsonb`` would reorder keys and refuse ``\\u0000``.
+- Every statement stands for itself or in an explicit transaction, and leaves nothing set on its connection, so that
+  PgBouncer may give each transaction another one.
+- Names and ids are bound as parameters; only the name of the schema, which cannot be, is quoted into the SQL.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from collections.abc import Awaitable, Callable, Hashable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple, TypeVar, cast
+from urllib.parse import parse_qsl, urlencode, urlsplit
+from uuid import UUID, uuid4
+
+import asyncpg
+from anyio import CapacityLimiter
+from anyio.to_thread import run_sync
+
+from ..checking import Checking, CheckReport, Progress
+from ..errors import (
+    AgentMemError,
+    SchemaVersionError,
+    SessionClosedError,
+    StorageBusyError,
+    StorageCorruptError,
+    StorageError,
+    StorageFullError,
+)
+from .base import Engine, Reading, check_busy_timeout
+from .batching import Batcher, Done, Groups, Job, UncancellableTask, despite_cancellation
+from .lifecycle import when_program_ends
+from .pools import Leases, LoopPool, Pools, close_unused
+
+T = TypeVar("T")
+
+Connection = Any
+"""An ``asyncpg.Connection``; asyncpg has no type annotations."""
+
+SCHEMA_VERSION = 1
+
+WRITERS = 2
+"""Connections that write. A second one serves other sessions while the first waits for a lock or a flush."""
+
+READERS = 3
+"""Connections that read, so that a few long histories do not hold up the short ones."""
+
+MOST_WRITES = 512
+"""Largest group of writes; bounds how long the first of a group waits for the last."""
+
+MOST_READS = 64
+"""Largest batch of reads, likewise."""
+
+SHORT_BYTES = 128 * 1024
+"""Most bytes of rows that are decoded on the event loop: a fraction of a millisecond's work."""
+
+SLICE_BYTES = 1024 * 1024
+"""How many bytes of rows end a slice of them."""
+
+PAGE_ROWS = 2048
+"""Rows that a check reads at a time."""
+
+LOCK_S = 0.2
+"""How long a group waits for a lock of another connection's, in seconds, before those that need no wait go first."""
+
+ANSWER_S = 30.0
+"""How long a statement may take beyond ``busy_timeout_s`` before its connection is taken for lost, in seconds: a server
+or a network that died without a word gives no other sign."""
+
+IDLE_S = 300.0
+"""How long a connection may be idle before another is opened instead, in seconds: firewalls and load balancers drop
+those that say nothing, mostly after 350 or more, without a word."""
+
+PAUSES_S = (0.01, 0.25)
+"""How long to wait before connecting again, in seconds: at first, doubled each time, and at most."""
+
+_STEPS = (
+    # To version 1. The collation makes ids equal where their bytes are, and orders them by these.
+    """
+    CREATE TABLE agentmem.agentmem_sessions (
+        session_id text COLLATE "C" PRIMARY KEY,
+        next_position bigint NOT NULL,
+        created_at timestamptz NOT NULL DEFAULT now(),
+        updated_at timestamptz NOT NULL DEFAULT now()
+    );
+    CREATE TABLE agentmem.agentmem_items (
+        session_id text COLLATE "C" NOT NULL,
+        position bigint NOT NULL,
+        created_at timestamptz NOT NULL DEFAULT now(),
+        item text NOT NULL,  -- JSON
+        PRIMARY KEY (session_id, position)
+    );
+    CREATE TABLE agentmem.agentmem_writers (
+        writer uuid PRIMARY KEY,
+        number bigint NOT NULL,  -- of its newest transaction
+        updated_at timestamptz NOT NULL DEFAULT now()
+    );
+    CREATE TABLE agentmem.agentmem_schema (version int NOT NULL);
+    INSERT INTO agentmem.agentmem_schema VALUES (0);
+    """,
+)
+"""What brings the schema from each version to the next one."""
+
+_VERSION = "SELECT version FROM agentmem.agentmem_schema"
+
+# Where the server is set up not to flush commits, agentmem's are flushed nevertheless. Any other value is stronger.
+_SETTINGS = """
+    set_config('lock_timeout', $1, true),
+    CASE current_setting('synchronous_commit') WHEN 'off' THEN set_config('synchronous_commit', 'on', true) END
+"""
+
+_CLAIM = f"""
+    INSERT INTO agentmem.agentmem_writers AS w (writer, number)
+    SELECT $2, $3 FROM (SELECT {_SETTINGS}) AS settings
+    ON CONFLICT (writer) DO UPDATE SET number = excluded.number, updated_at = now() WHERE w.number < excluded.number
+    RETURNING true
+"""  # noqa: S608  made of the constants above
+"""Take a transaction's number: no row, where it was committed before."""
+
+_APPEND = f"""
+    WITH claimed AS ({_CLAIM}),
+    ends AS (
+        INSERT INTO agentmem.agentmem_sessions AS s (session_id, next_position)
+        SELECT session_id, size FROM claimed, unnest($4::text[], $5::bigint[]) AS asked (session_id, size)
+        ORDER BY session_id COLLATE "C"
+        ON CONFLICT (session_id)
+            DO UPDATE SET next_position = s.next_position + excluded.next_position, updated_at = now()
+        RETURNING s.session_id, s.next_position
+    )
+    INSERT INTO agentmem.agentmem_items (session_id, position, item)
+    SELECT session_id, next_position - before_end, item
+    FROM ends JOIN unnest($6::text[], $7::bigint[], $8::text[]) AS row (session_id, before_end, item) USING (session_id)
+"""  # noqa: S608  likewise
+
+_FORGET_WRITERS = "DELETE FROM agentmem.agentmem_writers WHERE updated_at < now() - interval '7 days'"
+
+_LOCK = """
+    SELECT next_position FROM agentmem.agentmem_sessions WHERE session_id = ANY($1::text[])
+    ORDER BY session_id FOR UPDATE
+"""
+
+_CUT = """
+    WITH removed AS (DELETE FROM agentmem.agentmem_items WHERE session_id = $1 AND position >= $2)
+    UPDATE agentmem.agentmem_sessions SET next_position = $2, updated_at = now() WHERE session_id = $1
+"""
+
+_CLEAR = """
+    WITH removed AS (DELETE FROM agentmem.agentmem_items WHERE session_id = ANY($1::text[]))
+    DELETE FROM agentmem.agentmem_sessions WHERE session_id = ANY($1::text[])
+"""
+
+# One row for each reading, because each costs the event loop as much as decoding it.
+_NEWEST_JOINED = """
+    SELECT convert_to(texts, 'UTF8'), count, oldest
+    FROM unnest($1::text[], $2::bigint[]) WITH ORDINALITY AS asked (id, most, place),
+        LATERAL (
+            SELECT string_agg(item, ',' ORDER BY position DESC) AS texts, count(*) AS count, min(position) AS oldest
+            FROM (
+                SELECT position, item FROM agentmem.agentmem_items WHERE session_id = id
+                ORDER BY position DESC LIMIT most
+            ) AS newest
+        ) AS joined
+    ORDER BY place
+"""
+
+_BELOW = """
+    SELECT position, convert_to(item, 'UTF8') FROM agentmem.agentmem_items WHERE session_id = $1 AND position < $2
+    ORDER BY position DESC LIMIT $3
+"""
+
+_FROM = """
+    SELECT position, convert_to(item, 'UTF8')
+    FROM (
+        SELECT position, item, sum(octet_length(item)) OVER (ORDER BY position) - octet_length(item) AS before
+        FROM (
+            SELECT position, item FROM agentmem.agentmem_items WHERE session_id = $1 AND position >= $2
+            ORDER BY position LIMIT $3
+        ) AS slice
+    ) AS measured
+    WHERE before < $4 ORDER BY position
+"""
+
+_SESSIONS = """
+    SELECT session_id, next_position FROM agentmem.agentmem_sessions WHERE session_id > $1 ORDER BY session_id LIMIT $2
+"""
+
+_PAGE_OF_SESSIONS = """
+    SELECT session_id, next_position FROM agentmem.agentmem_sessions
+    WHERE session_id > $1 AND ($2::text IS NULL OR session_id <= $2) ORDER BY session_id
+"""
+
+_PAGE_OF_ITEMS = """
+    SELECT session_id, position, convert_to(item, 'UTF8') FROM agentmem.agentmem_items
+    WHERE (session_id, position) > ($1, $2) ORDER BY session_id, position LIMIT $3
+"""
+
+_LAST_POSITION = 2**63 - 1
+
+
+class _Meaning(NamedTuple):
+    error: type[StorageError]
+    advice: str
+
+
+_DEFECT = _Meaning(StorageError, "a defect in agentmem; please report it")
+_TRY_AGAIN = _Meaning(StorageBusyError, "nothing was written; try again")
+_GONE = _Meaning(StorageBusyError, "the server does not serve now; try again, or raise busy_timeout_s")
+_TABLES = _Meaning(StorageCorruptError, "its tables are not as agentmem made them; restore a backup")
+
+ERRORS = {
+    "03": _DEFECT,
+    "08": _GONE,
+    "09": _Meaning(StorageError, "a trigger of another program's refused it"),
+    "0A": _Meaning(StorageError, "the server lacks what agentmem uses; PostgreSQL 12 and later have it"),
+    "0B": _DEFECT,
+    "0F": _DEFECT,
+    "0L": _DEFECT,
+    "0P": _Meaning(StorageError, "check the role that the URL names"),
+    "0Z": _DEFECT,
+    "10": _DEFECT,
+    "20": _DEFECT,
+    "21": _DEFECT,
+    "22": _Meaning(StorageError, "nothing was written; the database must be in UTF8 to hold any text"),
+    "23": _TABLES,
+    "23505": _Meaning(StorageCorruptError, "positions and rows do not fit together; restore a backup"),
+    "24": _DEFECT,
+    "25": _DEFECT,
+    "25006": _Meaning(
+        StorageError, "the server only reads: it is a replica, or was made read-only; nothing was written"
+    ),
+    "25P03": _GONE,
+    "25P04": _GONE,
+    "26": _Meaning(StorageError, "behind PgBouncer, statement_cache_size=0 is needed; nothing was written"),
+    "27": _TABLES,
+    "28": _Meaning(StorageError, "check the URL's user and password, and the server's pg_hba.conf"),
+    "2B": _DEFECT,
+    "2D": _DEFECT,
+    "2F": _DEFECT,
+    "34": _DEFECT,
+    "38": _DEFECT,
+    "39": _DEFECT,
+    "3B": _DEFECT,
+    "3D": _Meaning(StorageError, "check the URL's database; agentmem makes none"),
+    "3F": _Meaning(StorageError, "the schema is gone; open a new handle to have it made"),
+    "40": _TRY_AGAIN,
+    "42": _Meaning(
+        StorageError, "its tables are not as agentmem made them; restore a backup, or choose another schema"
+    ),
+    "42501": _Meaning(StorageError, "the role needs CREATE on the database, or a schema that it may use and create in"),
+    "42P01": _Meaning(StorageError, "its tables are gone; open a new handle to have them made, or restore a backup"),
+    "42P05": _Meaning(StorageError, "behind PgBouncer, statement_cache_size=0 is needed; nothing was written"),
+    "44": _TABLES,
+    "53": _Meaning(StorageError, "the server is short of it; nothing was written, try again"),
+    "53100": _Meaning(StorageFullError, "nothing was written; make room on the server and try again"),
+    "53300": _Meaning(StorageBusyError, "raise the server's max_connections, or put PgBouncer in between; try again"),
+    "54": _Meaning(StorageError, "PostgreSQL stores up to 1 GB in a value; split the item"),
+    "55": _Meaning(StorageError, "nothing was written; try again"),
+    "55P03": _Meaning(
+        StorageBusyError, "another connection holds the session; nothing was written, try again or raise busy_timeout_s"
+    ),
+    "57": _GONE,
+    "57014": _Meaning(
+        StorageBusyError, "somebody cancelled it, or statement_timeout is too short; nothing was written"
+    ),
+    "58": _Meaning(StorageError, "check the server's disk and its log"),
+    "58P01": _Meaning(StorageCorruptError, "a file of the server's is missing; restore a backup"),
+    "72": _TRY_AGAIN,
+    "F0": _Meaning(StorageError, "check the server's configuration"),
+    "HV": _DEFECT,
+    "P0": _Meaning(StorageError, "a trigger of another program's refused it"),
+    "XX": _Meaning(StorageError, "check the server's log"),
+    "XX001": _Meaning(StorageCorruptError, "copy the server's data away as it is, then restore a backup"),
+    "XX002": _Meaning(StorageCorruptError, "an index is damaged: REINDEX it, and check the server's disk"),
+}
+"""What PostgreSQL's errors mean to a caller: by SQLSTATE, or by its class, the first two characters
+(postgresql.org/docs/current/errcodes-appendix.html). Classes 00 to 02 are no errors."""
+
+_PASSING = {"25006", "25P03", "25P04", "53300", "57P01", "57P02", "57P03", "57P05"}
+"""SQLSTATEs after which another connection may do: the server ends, starts, is full, or is no primary any more."""
+
+_REPEATABLE = {"40001", "40P01"}
+"""Those after which the same transaction may succeed at once; nothing of it was written."""
+
+_LOCKED = "55P03"
+
+
+@dataclass(frozen=True)
+class Database:
+    """What a pool connects to, and how.
+
+    Args:
+        name: as messages name it.
+        key: equal for two databases that share a pool.
+        dsn: for asyncpg; "" where `given` is there.
+        given: a pool of the caller's, whose connections are used and which is never closed.
+        schema: that holds the tables.
+        busy_timeout_s: how long to wait for a lock, a connection, or a server that starts again.
+        statement_cache_size: asyncpg's.
+    """
+
+    name: str
+    key: Hashable
+    dsn: str
+    given: Any
+    schema: str
+    busy_timeout_s: float
+    statement_cache_size: int
+
+    def sql(self, text: str) -> str:
+        """`text` on this database's tables."""
+        return text.replace("agentmem.", '"' + self.schema.replace('"', '""') + '".')
+
+
+@dataclass(frozen=True, slots=True)
+class _Append:
+    session_id: str
+    rows: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Pop:
+    session_id: str
+    reading: Reading[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Clear:
+    session_id: str
+
+
+_Write = _Append | _Pop | _Clear
+
+
+@dataclass(frozen=True, slots=True)
+class _Newest:
+    """Read the newest rows, joined."""
+
+    session_id: str
+    most: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Ask:
+    """Read by any statements."""
+
+    session_id: str | None
+    work: Callable[[Connection], Awaitable[object]]
+
+
+class _Lost(Exception):  # noqa: N818  becomes a StorageError
+    """No connection could do it in time."""
+
+    def __init__(self, error: BaseException, *, in_doubt: bool) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.in_doubt = in_doubt
+
+
+@dataclass(slots=True)
+class _Lane:
+    """One connection at a time, and who writes through it."""
+
+    connection: Connection = None
+    used_at: float = 0.0
+    writer: UUID = field(default_factory=uuid4)
+    number: int = 0
+    in_doubt: bool = False  # whether a transaction was sent to its end, and not answered
+
+
+class Pool(LoopPool):
+    """The connections of one event loop to one database."""
+
+    def __init__(self, database: Database, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(database.key, loop)
+        self.database = database
+        self.writes: Batcher[_Write] = Batcher(
+            self._serve_writes, lanes=WRITERS, most=MOST_WRITES, key=lambda write: write.session_id
+        )
+        self.reads: Batcher[_Newest | _Ask] = Batcher(self._serve_reads, lanes=READERS, most=MOST_READS)
+        self.threads = CapacityLimiter(READERS)
+        self._write_lanes = [_Lane() for _ in range(WRITERS)]
+        self._read_lanes = [_Lane() for _ in range(READERS)]
+        self._opening = asyncio.Lock()
+        self._is_open = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        sql = database.sql
+        self._append_sql, self._claim_sql, self._newest_sql = sql(_APPEND), sql(_CLAIM), sql(_NEWEST_JOINED)
+
+    async def open(self) -> None:
+        """Connect, and have the schema created or upgraded, unless that was done."""
+        if not self._is_open:
+            await despite_cancellation(self._on_lane(self._read_lanes[0], _nothing))
+
+    async def close(self) -> None:
+        await despite_cancellation(self._close())
+
+    def abandon(self) -> None:
+        # Their sockets belong to the event loop that is gone, and are closed when Python collects them.
+        for lane in (*self._write_lanes, *self._read_lanes):
+            lane.connection = None
+
+    @asynccontextmanager
+    async def apart(self) -> Any:
+        """A connection of its own, for work that is too long for the pool; nothing is created on it."""
+        lane = _Lane()
+        await self._connect(lane, self.database.busy_timeout_s)
+        try:
+            yield lane.connection
+        finally:
+            await self._let_go(lane, is_lost=self.database.given is None)
+
+    async def in_thread(self, function: Callable[[], T]) -> T:
+        """Run what decodes rows off the event loop."""
+        return await run_sync(function, limiter=self.threads)
+
+    async def _close(self) -> None:
+        await self.writes.drain()
+        await self.reads.drain()
+        async with self._opening:
+            for lane in (*self._write_lanes, *self._read_lanes):
+                connection, lane.connection = lane.connection, None
+                if connection is not None:
+                    await _end(connection)
+
+    # Connections
+
+    async def _on_lane(self, lane: _Lane, work: Callable[[Connection], Awaitable[T]]) -> T:
+        """Do `work` on the lane's connection; where that is lost, again on a new one, for as long as may be waited."""
+        deadline = 0.0
+        pause_s, longest_pause_s = PAUSES_S
+        lane.in_doubt = False
+        while True:
+            is_new = not self._is_open
+            left_s = max(0.0, deadline - self.loop.time()) if deadline else self.database.busy_timeout_s
+            try:
+                await self._connect(lane, left_s)
+                if not self._is_open:
+                    await self._create_or_upgrade(lane)
+                result = await work(lane.connection)
+            except Exception as error:
+                is_repeatable = getattr(error, "sqlstate", None) in _REPEATABLE
+                is_lost = _is_lost(error, lane.connection)
+                await self._let_go(lane, is_lost=is_lost)
+                if not is_repeatable:
+                    if not is_lost:
+                        raise
+                    if is_new and isinstance(error, OSError):  # nothing ever answered at this address
+                        raise _Lost(error, in_doubt=False) from error
+                deadline = deadline or self.loop.time() + self.database.busy_timeout_s
+                if self.loop.time() >= deadline:
+                    raise _Lost(error, in_doubt=lane.in_doubt) from error
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, longest_pause_s)
+            else:
+                lane.used_at = self.loop.time()
+                await self._let_go(lane, is_lost=False)
+                return result
+
+    async def _connect(self, lane: _Lane, wait_s: float) -> None:
+        database = self.database
+        if lane.connection is not None and self.loop.time() - lane.used_at > IDLE_S:
+            connection, lane.connection = lane.connection, None
+            await _end(connection)
+        if lane.connection is not None:
+            return
+        if database.given is not None:
+            lane.connection = await database.given.acquire(timeout=max(wait_s, 0.001))
+        else:
+            lane.connection = await asyncpg.connect(
+                database.dsn,
+                timeout=max(wait_s, 1.0),
+                statement_cache_size=database.statement_cache_size,
+            )
+
+    async def _let_go(self, lane: _Lane, *, is_lost: bool) -> None:
+        connection = lane.connection
+        if connection is None:
+            return
+        if is_lost:
+            connection.terminate()
+        if is_lost or self.database.given is not None:
+            lane.connection = None
+        if self.database.given is not None:
+            await self.database.given.release(connection)
+
+    async def _create_or_upgrade(self, lane: _Lane) -> None:
+        async with self._opening:
+            if self._is_open:
+                return
+            connection, database = lane.connection, self.database
+            version = await self.version(connection)
+            if version < SCHEMA_VERSION:
+                async with connection.transaction(isolation="read_committed"):
+                    await connection.execute("SELECT set_config('lock_timeout', $1, true)", self._lock_wait())
+                    await connection.execute(
+                        "SELECT pg_advisory_xact_lock(hashtext('agentmem'), hashtext($1))", database.schema
+                    )
+                    # Looked at again under the lock: another process may have done it meanwhile.
+                    if not await connection.fetchval(
+                        "SELECT true FROM pg_namespace WHERE nspname = $1", database.schema
+                    ):
+                        await connection.execute(database.sql("CREATE SCHEMA agentmem.").rstrip("."))
+                    for step in _STEPS[await self.version(connection) :]:
+                        await connection.execute(database.sql(step))
+                    await connection.execute(
+                        database.sql("UPDATE agentmem.agentmem_schema SET version = $1"), SCHEMA_VERSION
+                    )
+            self._is_open = True
+
+    async def version(self, connection: Connection) -> int:
+        """The schema's version, 0 where there is none.
+
+        Raises:
+            SchemaVersionError: this agentmem does not know it.
+            StorageError: the database cannot hold any text.
+        """
+        database = self.database
+        exists, encoding = await connection.fetchrow(
+            """
+            SELECT EXISTS (
+                SELECT FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+                WHERE nspname = $1 AND relname = 'agentmem_schema'
+            ), current_setting('server_encoding')
+            """,
+            database.schema,
+        )
+        if encoding != "UTF8":
+            raise StorageError(f"{database.name} is in {encoding}; items need a database in UTF8")
+        version: int = (await connection.fetchval(database.sql(_VERSION)) or 0) if exists else 0
+        if version > SCHEMA_VERSION:
+            raise SchemaVersionError(
+                f"{database.name} has schema version {version}, this agentmem knows up to {SCHEMA_VERSION}; "
+                "upgrade agentmem"
+            )
+        return version
+
+    # Writes
+
+    def _serve_writes(self, lane: int, jobs: list[Job[_Write]], done: Done) -> None:
+        self._begin(self._write(self._write_lanes[lane], jobs), done)
+
+    def _begin(self, serving: Any, done: Done) -> None:
+        async def serve() -> None:
+            try:
+                await serving
+            except BaseException as error:
+                done(error)
+                if not isinstance(error, Exception):
+                    raise
+            else:
+                done(None)
+
+        task = UncancellableTask(serve(), loop=self.loop)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _write(self, lane: _Lane, jobs: list[Job[_Write]]) -> None:
+        deadline = self.loop.time() + self.database.busy_timeout_s
+        locked: list[Job[_Write]] = []  # with what comes after them in the same sessions
+        groups = Groups(jobs, _kind)
+        for group in groups:
+            held_up = {job.work.session_id for job in locked}
+            ready = [job for job in group if job.work.session_id not in held_up]
+            locked += [job for job in group if job.work.session_id in held_up]
+            if not ready:
+                continue
+            try:
+                results = await self._together(
+                    lane, [job.work for job in ready], min(LOCK_S, self.database.busy_timeout_s)
+                )
+            except Exception as error:
+                if len(ready) == 1 and getattr(error, "sqlstate", None) == _LOCKED:
+                    locked += ready
+                elif isinstance(error, _Lost):
+                    groups.failed_for_all(ready, error)
+                else:
+                    groups.failed(ready, error)
+            else:
+                groups.succeeded(ready, results)
+        if locked:
+            waiting = set(map(id, locked))
+            self.writes.answer(job for job in jobs if id(job) not in waiting)
+        failed: dict[str, Exception] = {}
+        for job in locked:
+            try:
+                if job.work.session_id in failed:
+                    raise failed[job.work.session_id]  # it would wait as long for the same lock
+                (job.result,) = await self._together(lane, [job.work], deadline - self.loop.time())
+            except Exception as error:
+                job.error = error
+                if getattr(error, "sqlstate", None) == _LOCKED:
+                    failed[job.work.session_id] = error
+
+    async def _together(self, lane: _Lane, writes: Sequence[_Write], wait_s: float) -> Sequence[object]:
+        """Do these writes in one transaction, and wait at most `wait_s` for each lock."""
+        if not lane.number:  # their transactions are long since settled
+            await self._on_lane(lane, lambda connection: connection.execute(self.database.sql(_FORGET_WRITERS)))
+        lane.number += 1
+        claim = (self._lock_wait(wait_s), lane.writer, lane.number)
+        if isinstance(pop := writes[0], _Pop):
+            return [await self._on_lane(lane, lambda connection: self._pop(connection, lane, claim, pop))]
+        if isinstance(writes[0], _Clear):
+            ids = [write.session_id for write in writes]
+            await self._on_lane(lane, lambda connection: self._clear(connection, lane, claim, ids))
+        else:
+            values = _append_values(cast("Sequence[_Append]", writes))
+            await self._on_lane(lane, lambda connection: self._append(connection, lane, claim, values))
+        return [None] * len(writes)
+
+    async def _append(self, connection: Connection, lane: _Lane, claim: Any, values: Any) -> None:
+        lane.in_doubt = True
+        try:
+            await connection.execute(self._append_sql, *claim, *values, timeout=self._answer_s())
+        except asyncpg.PostgresError as error:
+            lane.in_doubt = lane.in_doubt and _is_lost(error, connection)
+            raise
+
+    async def _clear(self, connection: Connection, lane: _Lane, claim: Any, ids: Sequence[str]) -> None:
+        async with self._claimed(connection, lane, claim) as is_mine:
+            if is_mine and await connection.fetch(self.database.sql(_LOCK), ids, timeout=self._answer_s()):
+                await connection.execute(self.database.sql(_CLEAR), ids, timeout=self._answer_s())
+
+    async def _pop(self, connection: Connection, lane: _Lane, claim: Any, pop: _Pop) -> object:
+        async with self._claimed(connection, lane, claim) as is_mine:
+            if is_mine and await connection.fetch(self.database.sql(_LOCK), [pop.session_id], timeout=self._answer_s()):
+                await self.feed(connection, pop.session_id, pop.reading)
+                if pop.reading.oldest is not None:
+                    cut = self.database.sql(_CUT)
+                    await connection.execute(cut, pop.session_id, pop.reading.oldest, timeout=self._answer_s())
+        return pop.reading.result()  # what an attempt before has read, where that one was committed
+
+    @asynccontextmanager
+    async def _claimed(self, connection: Connection, lane: _Lane, claim: Any) -> Any:
+        """A transaction that has its number; False where it was committed before."""
+        async with connection.transaction(isolation="read_committed"):
+            yield await connection.fetchval(self._claim_sql, *claim, timeout=self._answer_s())
+            lane.in_doubt = True
+
+    # Reads
+
+    def _serve_reads(self, lane: int, jobs: list[Job[_Newest | _Ask]], done: Done) -> None:
+        self._begin(self._read(self._read_lanes[lane], jobs), done)
+
+    async def _read(self, lane: _Lane, jobs: list[Job[Any]]) -> None:
+        newest = [job for job in jobs if isinstance(job.work, _Newest)]
+        if newest:
+            ids, mosts = [job.work.session_id for job in newest], [job.work.most for job in newest]
+            try:
+                rows = await self._on_lane(
+                    lane, lambda connection: connection.fetch(self._newest_sql, ids, mosts, timeout=self._answer_s())
+                )
+                for job, (texts, count, oldest) in zip(newest, rows, strict=True):
+                    job.result = (texts or b"", count, oldest or 0)
+            except (asyncpg.ProgramLimitExceededError, asyncpg.OutOfMemoryError):
+                pass  # too long to be joined: with no result, they are read row by row
+            except Exception as error:
+                for job in newest:
+                    job.error = error
+            self.reads.answer(newest)
+        for job in jobs:
+            if not isinstance(job.work, _Newest):
+                try:
+                    job.result = await self._on_lane(lane, job.work.work)
+                except Exception as error:
+                    job.error = error
+
+    async def feed(self, connection: Connection, session_id: str, reading: Reading[Any]) -> None:
+        """Feed a session's rows to `reading` from the newest on, inside the caller's transaction."""
+        reading.restart()
+        wanted, below = reading.first, _LAST_POSITION
+        while wanted:
+            rows = await connection.fetch(
+                self.database.sql(_BELOW), session_id, below, wanted, timeout=self._answer_s()
+            )
+            below = rows[-1][0] if rows else 0
+            at_start = len(rows) < wanted
+            wanted = await self.in_thread(partial(reading.feed, rows, at_start=at_start))
+
+    def _lock_wait(self, wait_s: float | None = None) -> str:
+        # 0 would mean for ever.
+        return f"{max(1, int((self.database.busy_timeout_s if wait_s is None else wait_s) * 1000))}ms"
+
+    def _answer_s(self) -> float:
+        return self.database.busy_timeout_s + ANSWER_S
+
+
+def _append_values(appends: Sequence[_Append]) -> tuple[list[str], list[int], list[str], list[int], list[str]]:
+    """The sessions, how many rows each gets; and for each row its session, its place before the new end, its text."""
+    sizes: dict[str, int] = {}
+    for append in appends:
+        sizes[append.session_id] = sizes.get(append.session_id, 0) + len(append.rows)
+    left = dict(sizes)
+    of: list[str] = []
+    before_end: list[int] = []
+    texts: list[str] = []
+    for append in appends:
+        end, size = left[append.session_id], len(append.rows)
+        left[append.session_id] = end - size
+        of += [append.session_id] * size
+        before_end += range(end, end - size, -1)
+        texts += append.rows
+    return list(sizes), list(sizes.values()), of, before_end, texts
+
+
+def _kind(write: _Write) -> str | None:
+    return None if isinstance(write, _Pop) else type(write).__name__
+
+
+async def _nothing(connection: Connection) -> None:
+    pass
+
+
+def _is_lost(error: BaseException, connection: Connection) -> bool:
+    """Whether another connection may do what this one did not."""
+    if isinstance(error, AgentMemError):
+        return False
+    if isinstance(error, (OSError, asyncio.TimeoutError, asyncpg.PostgresConnectionError)):
+        return True
+    if getattr(error, "sqlstate", None) in _PASSING:
+        return True
+    return connection is not None and connection.is_closed()
+
+
+async def _end(connection: Connection) -> None:
+    try:
+        await connection.close(timeout=1)
+    except (OSError, asyncio.TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        connection.terminate()  # what was to be closed is gone
+
+
+_pools: Pools[Pool] = Pools()
+
+
+def _close_at_end() -> None:
+    for pool in _pools.all():
+        if pool.loop.is_running():
+            closing = asyncio.run_coroutine_threadsafe(pool.close(), pool.loop)
+            try:
+                closing.result(timeout=1)  # seconds; a server that does not answer must not hold up the end
+            except Exception:  # noqa: S110  the end closes it as well
+                pass
+
+
+when_program_ends(_close_at_end)
+
+
+class PostgresEngine(Engine):
+    """Sessions in one schema of a PostgreSQL database, through the event loop's pool for it.
+
+    Args:
+        db: a URL for asyncpg (``postgresql://user:password@host:port/database?option=value``), which may also set
+            `schema` and `statement_cache_size`; or an ``asyncpg.Pool``, which is used and left open, on its own
+            event loop.
+        schema: that holds the tables, created if there is none; default: "agentmem".
+        busy_timeout_s: how long to wait for a session that another connection holds, for a connection, and for a server
+            that was lost to come back, in seconds.
+        statement_cache_size: asyncpg's; 0 for PgBouncer in transaction or statement mode before its version 1.21, or
+            with ``max_prepared_statements`` 0. Default: asyncpg's.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or out of range.
+    """
+
+    def __init__(
+        self,
+        db: Any,
+        *,
+        schema: str | None = None,
+        busy_timeout_s: float = 5.0,
+        statement_cache_size: int | None = None,
+    ) -> None:
+        check_busy_timeout(busy_timeout_s)
+        dsn = ""
+        given: Any = None
+        options: dict[str, str] = {}
+        if isinstance(db, str):
+            dsn, options = _split(db)
+        elif isinstance(db, asyncpg.Pool):
+            given = db
+        else:
+            raise TypeError(f"db is a URL or an asyncpg.Pool, got {type(db).__name__}")
+        if given is not None and statement_cache_size is not None:
+            raise ValueError("statement_cache_size is the pool's own; give it to asyncpg.create_pool()")
+        schema = _checked_schema(options.get("schema", "agentmem") if schema is None else schema)
+        cache_size = (
+            options.get("statement_cache_size", "100") if statement_cache_size is None else statement_cache_size
+        )
+        if not re.fullmatch(r"\d+", str(cache_size)):
+            raise ValueError(f"statement_cache_size is 0 or more, got {cache_size!r}")
+        self.name = (_without_password(dsn) if given is None else "the given asyncpg pool") + (
+            "" if schema == "agentmem" else f" (schema {schema})"
+        )
+        self.key: Hashable = ("postgresql", dsn if given is None else given, schema)
+        self._database = Database(
+            name=self.name,
+            key=(self.key, busy_timeout_s, cache_size),
+            dsn=dsn,
+            given=given,
+            schema=schema,
+            busy_timeout_s=busy_timeout_s,
+            statement_cache_size=int(cache_size),
+        )
+        database = self._database
+        self._leases = Leases(_pools, lambda: _pools.lease(database.key, lambda loop: Pool(database, loop)))
+        self._closed = False
+
+    async def open(self) -> None:
+        pool = self._pool()
+        try:
+            await pool.open()
+        except BaseException as error:
+            await self._leases.let_go(pool)  # a later call leases again
+            if isinstance(error, Exception):
+                raise self._mapped(error) from error
+            raise
+
+    async def append(self, session_id: str, rows: Sequence[str]) -> None:
+        if rows:
+            self._outcome(await self._pool().writes.submit(_Append(session_id, rows)))
+
+    async def read(self, session_id: str, reading: Reading[T]) -> T:
+        pool = self._pool()
+        if reading.first:
+            joined = self._outcome(await pool.reads.submit(_Newest(session_id, reading.first)))
+            if joined is not None:
+                if reading.is_short and len(joined[0]) <= SHORT_BYTES:
+                    is_enough = reading.feed_joined(*joined)
+                else:
+                    is_enough = await pool.in_thread(lambda: reading.feed_joined(*joined))
+                if is_enough:
+                    return reading.result()
+
+            async def feed(connection: Connection) -> None:
+                async with connection.transaction(isolation="repeatable_read", readonly=True):
+                    await pool.feed(connection, session_id, reading)
+
+            self._outcome(await pool.reads.submit(_Ask(session_id, feed)))
+        return reading.result()
+
+    async def pop(self, session_id: str, reading: Reading[T]) -> T:
+        return cast(T, self._outcome(await self._pool().writes.submit(_Pop(session_id, reading))))
+
+    async def clear(self, session_id: str) -> None:
+        self._outcome(await self._pool().writes.submit(_Clear(session_id)))
+
+    async def sessions(self, after: str | None, most: int) -> list[tuple[str, int]]:
+        pool = self._pool()
+        if after is None:  # the pool would make the tables
+            async with self._apart(pool):
+                pass
+        sql = self._database.sql(_SESSIONS)
+        found = await pool.reads.submit(_Ask(None, lambda connection: connection.fetch(sql, after or "", most)))
+        return [(session_id, length) for session_id, length in self._outcome(found)]
+
+    async def rows(self, session_id: str, start: int, most: int) -> list[tuple[int, bytes]]:
+        sql = self._database.sql(_FROM)
+        found = await self._pool().reads.submit(
+            _Ask(session_id, lambda connection: connection.fetch(sql, session_id, start, most, SLICE_BYTES))
+        )
+        return [(position, text) for position, text in self._outcome(found)]
+
+    async def check(self, progress: Progress | None = None) -> CheckReport:
+        pool = self._pool()
+        checking = Checking(progress)
+        async with self._apart(pool) as connection, connection.transaction(isolation="repeatable_read", readonly=True):
+            sessions_sql, items_sql = self._database.sql(_PAGE_OF_SESSIONS), self._database.sql(_PAGE_OF_ITEMS)
+            total = await connection.fetchval(
+                self._database.sql("SELECT sum(next_position)::bigint FROM agentmem.agentmem_sessions")
+            )
+            checking.expect(total or 0)
+            walk = _Walk(checking)
+            session_id, position = "", -1
+            upto: str | None = ""
+            while upto is not None:
+                items = await connection.fetch(items_sql, session_id, position, PAGE_ROWS)
+                before, upto = upto, items[-1][0] if len(items) == PAGE_ROWS else None
+                sessions = await connection.fetch(sessions_sql, before, upto)
+                await pool.in_thread(partial(walk.take, sessions, items))
+                if items:
+                    session_id, position = items[-1][0], items[-1][1]
+            walk.end()
+        return checking.report()
+
+    async def backup(self, path: str | os.PathLike[str]) -> None:
+        self._pool()
+        raise StorageError(
+            f"{self.name}: back it up with pg_dump; agentmem copy SOURCE TARGET makes a file of its sessions"
+        )
+
+    async def close(self) -> None:
+        self._closed = True
+        if unused := self._leases.give_back():
+            await despite_cancellation(_close_all(unused))
+
+    def _pool(self) -> Pool:
+        """This engine's pool on the running event loop."""
+        if self._closed:
+            raise SessionClosedError(f"the store on {self.name} is closed; open a new one")
+        given = self._database.given
+        if given is not None:
+            if self._leases.are_inherited():
+                raise StorageError("an asyncpg pool stays in the process that made it; make one in the child")
+            if getattr(given, "_loop", None) is not asyncio.get_running_loop():
+                raise StorageError(
+                    "an asyncpg pool is used on the event loop that made it, which the sync classes do not run on; "
+                    "give them a URL"
+                )
+        return self._leases.take()
+
+    @asynccontextmanager
+    async def _apart(self, pool: Pool) -> Any:
+        """A connection apart from the pool's, to a database that has agentmem's tables."""
+        try:
+            async with pool.apart() as connection:
+                if not await pool.version(connection):
+                    raise StorageError(f"{self.name} holds no sessions of agentmem's; check the URL and the schema")
+                yield connection
+        except Exception as error:
+            raise self._mapped(error) from error
+
+    def _outcome(self, job: Job[Any]) -> Any:
+        if job.error is None:
+            return job.result
+        raise self._mapped(job.error, job.work.session_id) from job.error
+
+    def _mapped(self, error: BaseException, session_id: str | None = None) -> BaseException:
+        """agentmem's error for the driver's; any other is returned as it is."""
+        return map_error(error, self.name, session_id)
+
+
+class _Walk:
+    """Goes through sessions and items, both by rising ids, and tells a :class:`Checking`."""
+
+    def __init__(self, checking: Checking) -> None:
+        self._checking = checking
+        self._open: str | None = None
+        self._stray = ""  # the id of items that no session has
+
+    def take(self, sessions: Sequence[tuple[str, int]], items: Sequence[tuple[str, int, bytes]]) -> None:
+        """Take the next items, and all sessions up to the last of them."""
+        waiting = iter(sessions)
+        next_session = next(waiting, None)
+        for session_id, position, data in items:
+            while next_session is not None and next_session[0].encode() <= session_id.encode():
+                self._begin(*next_session)
+                next_session = next(waiting, None)
+            if session_id == self._open:
+                self._checking.row(position, data)
+            else:
+                self._checking.count_item()
+                if session_id != self._stray:
+                    self._stray = session_id
+                    self._checking.damage(f"items of session {session_id[:80]!r}, which does not exist")
+        for session in (next_session, *waiting):
+            if session is not None:
+                self._begin(*session)
+
+    def end(self) -> None:
+        """There is nothing more."""
+        if self._open is not None:
+            self._checking.end_session()
+
+    def _begin(self, session_id: str, length: int) -> None:
+        self.end()
+        self._open = session_id
+        self._checking.begin_session(session_id, length)
+
+
+def map_error(error: BaseException, name: str, session_id: str | None = None) -> BaseException:
+    """agentmem's error for one of asyncpg's or of the connection's; any other is returned as it is."""
+    subject = name if session_id is None else f"session {session_id[:80]!r} in {name}"
+    if isinstance(error, _Lost):
+        if error.in_doubt:
+            return StorageError(
+                f"{subject}: the connection was lost while it was written ({error.error}), and no server would say in "
+                "time whether it was; look before you write it again, or raise busy_timeout_s"
+            )
+        error = error.error
+    if isinstance(error, asyncpg.PostgresError):
+        code = error.sqlstate or ""
+        meaning = ERRORS.get(code) or ERRORS.get(code[:2]) or _Meaning(StorageError, "see the cause above")
+        return meaning.error(f"{subject}: {error} (SQLSTATE {code}); {meaning.advice}")
+    if isinstance(error, asyncio.TimeoutError):
+        return StorageBusyError(f"{subject}: no connection, or no answer, in time; try again or raise busy_timeout_s")
+    if isinstance(error, OSError):
+        return StorageError(
+            f"{subject}: {str(error) or type(error).__name__}; check that the server runs and its address"
+        )
+    if isinstance(error, asyncpg.InterfaceError):  # also where asyncpg refuses the URL
+        return StorageError(f"{subject}: {error}; check the URL, or the pool")
+    return error
+
+
+def _split(url: str) -> tuple[str, dict[str, str]]:
+    """The URL for asyncpg, which would take agentmem's own options for the server's; and those."""
+    before, mark, query = url.partition("?")
+    pairs = parse_qsl(query, keep_blank_values=True)
+    options = {name: value for name, value in pairs if name in ("schema", "statement_cache_size")}
+    if not options:
+        return url, {}
+    rest = urlencode([(name, value) for name, value in pairs if name not in options])
+    return before + (mark + rest if rest else ""), options
+
+
+def _checked_schema(schema: object) -> str:
+    if not isinstance(schema, str):
+        raise TypeError(f"schema is a str, got {schema!r}")
+    if "\0" in schema or not 1 <= len(schema.encode()) <= 63:  # PostgreSQL would cut a longer one
+        raise ValueError(f"schema is a name of 1 to 63 bytes, got {schema!r}")
+    return schema
+
+
+def _without_password(dsn: str) -> str:
+    parts = urlsplit(dsn)
+    user, at, hosts = parts.netloc.rpartition("@")
+    return f"{parts.scheme}://{user.partition(':')[0]}{at}{hosts}{parts.path}"
+
+
+async def _close_all(pools: Sequence[Pool]) -> None:
+    for pool in pools:
+        await close_unused(pool)
