@@ -9,11 +9,12 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
 import pytest
+from waiting import wait_until as wait_until
 
 import agentmem
 
@@ -158,14 +159,6 @@ def holdings() -> tuple[Counter[str], Counter[str]]:
 def files(path: Path) -> set[str]:
     """What SQLite has left of a database: its file, and -wal and -shm where it was not closed."""
     return {found.name for found in path.parent.iterdir() if found.name.startswith(path.name)}
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    """For what other threads and processes do by themselves; fails when it takes them far too long."""
-    deadline = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 def holds_again(before: tuple[Counter[str], Counter[str]]) -> None:
