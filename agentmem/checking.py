@@ -6,7 +6,7 @@ text of an object. What is kept of the problems is bounded, so that a database o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .items import decode_item
@@ -143,6 +143,44 @@ class Checking:
     def _tell(self) -> None:
         if self._progress is not None:
             self._progress(self._items, max(self._items, self._expected_items))
+
+
+class Walk:
+    """Goes through a database's sessions and items, both by the bytes of rising ids, and tells a :class:`Checking`."""
+
+    def __init__(self, checking: Checking) -> None:
+        self._checking = checking
+        self._open: str | None = None
+        self._stray = ""  # the id of items that no session has
+
+    def take(self, sessions: Sequence[tuple[str, int]], items: Sequence[tuple[str, int, bytes]]) -> None:
+        """Take the next items, and all sessions up to the last of them."""
+        waiting = iter(sessions)
+        next_session = next(waiting, None)
+        for session_id, position, data in items:
+            while next_session is not None and next_session[0].encode() <= session_id.encode():
+                self._begin(*next_session)
+                next_session = next(waiting, None)
+            if session_id == self._open:
+                self._checking.row(position, data)
+            else:
+                self._checking.count_item()
+                if session_id != self._stray:
+                    self._stray = session_id
+                    self._checking.damage(f"items of session {session_id[:80]!r}, which does not exist")
+        for session in (next_session, *waiting):
+            if session is not None:
+                self._begin(*session)
+
+    def end(self) -> None:
+        """There is nothing more."""
+        if self._open is not None:
+            self._checking.end_session()
+
+    def _begin(self, session_id: str, length: int) -> None:
+        self.end()
+        self._open = session_id
+        self._checking.begin_session(session_id, length)
 
 
 def _up_to(first: int, last: int) -> str:

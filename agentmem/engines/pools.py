@@ -53,6 +53,8 @@ class Pools(Generic[P]):
 
     def __init__(self) -> None:
         self._pools: dict[tuple[Hashable, asyncio.AbstractEventLoop], P] = {}
+        # Kept, because what collects a connection closes it, and takes it off the selector that the parent uses, too.
+        self._inherited: list[P] = []
         self._lock = threading.Lock()  # loops in several threads lease at the same time
         around_fork(before=self._lock_before_fork, in_parent=self._unlock_in_parent, in_child=self._forget_in_child)
 
@@ -105,6 +107,7 @@ class Pools(Generic[P]):
 
     def _forget_in_child(self) -> None:
         self._lock = threading.Lock()
+        self._inherited += self._pools.values()
         self._pools = {}
 
 

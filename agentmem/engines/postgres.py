@@ -22,17 +22,18 @@ import os
 import re
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, TypeVar, cast
 from urllib.parse import parse_qsl, urlencode, urlsplit
-from uuid import UUID, uuid4
+from uuid import uuid4
+from zlib import crc32
 
 import asyncpg
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 
-from ..checking import Checking, CheckReport, Progress
+from ..checking import Checking, CheckReport, Progress, Walk
 from ..errors import (
     AgentMemError,
     SchemaVersionError,
@@ -256,13 +257,13 @@ ERRORS = {
     "39": _DEFECT,
     "3B": _DEFECT,
     "3D": _Meaning(StorageError, "check the URL's database; agentmem makes none"),
-    "3F": _Meaning(StorageError, "the schema is gone; open a new handle to have it made"),
+    "3F": _Meaning(StorageError, "its schema is gone; restore a backup, or close all handles to begin anew"),
     "40": _TRY_AGAIN,
     "42": _Meaning(
         StorageError, "its tables are not as agentmem made them; restore a backup, or choose another schema"
     ),
     "42501": _Meaning(StorageError, "the role needs CREATE on the database, or a schema that it may use and create in"),
-    "42P01": _Meaning(StorageError, "its tables are gone; open a new handle to have them made, or restore a backup"),
+    "42P01": _Meaning(StorageError, "its tables are gone; restore a backup, or close all handles to begin anew"),
     "42P05": _Meaning(StorageError, "behind PgBouncer, statement_cache_size=0 is needed; nothing was written"),
     "44": _TABLES,
     "53": _Meaning(StorageError, "the server is short of it; nothing was written, try again"),
@@ -298,6 +299,9 @@ _REPEATABLE = {"40001", "40P01"}
 
 _LOCKED = "55P03"
 
+_NO_PRIMARY = asyncpg.exceptions.TargetServerAttributeNotMatched
+"""What asyncpg raises where none of the URL's hosts is what its ``target_session_attrs`` asks for."""
+
 
 @dataclass(frozen=True)
 class Database:
@@ -321,9 +325,14 @@ class Database:
     busy_timeout_s: float
     statement_cache_size: int
 
+    @property
+    def quoted_schema(self) -> str:
+        """The schema's name in SQL."""
+        return '"' + self.schema.replace('"', '""') + '"'
+
     def sql(self, text: str) -> str:
         """`text` on this database's tables."""
-        return text.replace("agentmem.", '"' + self.schema.replace('"', '""') + '".')
+        return text.replace("agentmem.", f"{self.quoted_schema}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,15 +380,96 @@ class _Lost(Exception):  # noqa: N818  becomes a StorageError
         self.in_doubt = in_doubt
 
 
-@dataclass(slots=True)
 class _Lane:
-    """One connection at a time, and who writes through it."""
+    """One connection at a time, opened when it is needed, and who writes through it.
 
-    connection: Connection = None
-    used_at: float = 0.0
-    writer: UUID = field(default_factory=uuid4)
-    number: int = 0
-    in_doubt: bool = False  # whether a transaction was sent to its end, and not answered
+    Args:
+        database: what it connects to.
+        prepare: is given the connection before each use.
+    """
+
+    def __init__(self, database: Database, prepare: Callable[[Connection], Awaitable[None]] | None = None) -> None:
+        self.writer = uuid4()
+        self.number = 0  # of its newest transaction
+        self.is_sent = False  # whether the end of a transaction was sent: from then on it may be committed
+        self._database = database
+        self._prepare = prepare
+        self._connection: Connection = None
+        self._used_at = 0.0
+        self._has_connected = False
+
+    async def run(self, work: Callable[[Connection], Awaitable[T]]) -> T:
+        """Do `work` on the connection; where that is lost, again on a new one, for as long as may be waited.
+
+        Raises:
+            _Lost: no connection could do it in time.
+        """
+        now = asyncio.get_running_loop().time
+        deadline = now() + self._database.busy_timeout_s
+        pause_s, longest_pause_s = PAUSES_S
+        in_doubt = False
+        while True:
+            self.is_sent = False
+            try:
+                result = await work(await self._connected(max(1.0, deadline - now())))
+            except Exception as error:
+                is_lost = _is_lost(error, self._connection)
+                in_doubt = in_doubt or (is_lost and self.is_sent)
+                await self._let_go(is_lost=is_lost)
+                if not (is_lost or in_doubt or getattr(error, "sqlstate", None) in _REPEATABLE):
+                    raise
+                is_unknown = not self._has_connected and isinstance(error, OSError)  # nothing ever answered there
+                if is_unknown or now() >= deadline:
+                    raise _Lost(error, in_doubt=in_doubt) from error
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, longest_pause_s)
+            else:
+                self._used_at = now()
+                await self._let_go(is_lost=False)
+                return result
+
+    async def close(self) -> None:
+        """Close its connection, if it has one."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await _in_plain_task(_end(connection))
+
+    def abandon(self) -> None:
+        """Forget its connection, whose event loop is gone; Python closes the socket when it collects it."""
+        self._connection = None
+
+    async def _connected(self, wait_s: float) -> Connection:
+        now = asyncio.get_running_loop().time
+        if self._connection is not None and now() - self._used_at > IDLE_S:
+            await self.close()
+        if self._connection is None:
+            database = self._database
+            if database.given is not None:
+                self._connection = await _in_plain_task(database.given.acquire(timeout=wait_s))
+            else:
+                self._connection = await _in_plain_task(
+                    asyncpg.connect(
+                        database.dsn,
+                        timeout=wait_s,
+                        command_timeout=database.busy_timeout_s + ANSWER_S,
+                        statement_cache_size=database.statement_cache_size,
+                    )
+                )
+            self._used_at = now()
+            self._has_connected = True
+        if self._prepare is not None:
+            await self._prepare(self._connection)
+        return self._connection
+
+    async def _let_go(self, *, is_lost: bool) -> None:
+        connection = self._connection
+        if connection is None or not (is_lost or self._database.given is not None):
+            return
+        self._connection = None
+        if is_lost:
+            connection.terminate()
+        if self._database.given is not None:
+            await _in_plain_task(self._database.given.release(connection))
 
 
 class Pool(LoopPool):
@@ -393,8 +483,8 @@ class Pool(LoopPool):
         )
         self.reads: Batcher[_Newest | _Ask] = Batcher(self._serve_reads, lanes=READERS, most=MOST_READS)
         self.threads = CapacityLimiter(READERS)
-        self._write_lanes = [_Lane() for _ in range(WRITERS)]
-        self._read_lanes = [_Lane() for _ in range(READERS)]
+        self._write_lanes = [_Lane(database, self._prepare) for _ in range(WRITERS)]
+        self._read_lanes = [_Lane(database, self._prepare) for _ in range(READERS)]
         self._opening = asyncio.Lock()
         self._is_open = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -404,25 +494,16 @@ class Pool(LoopPool):
     async def open(self) -> None:
         """Connect, and have the schema created or upgraded, unless that was done."""
         if not self._is_open:
-            await despite_cancellation(self._on_lane(self._read_lanes[0], _nothing))
+            job = await self.reads.submit(_Ask(None, _nothing))
+            if job.error is not None:
+                raise job.error
 
     async def close(self) -> None:
         await despite_cancellation(self._close())
 
     def abandon(self) -> None:
-        # Their sockets belong to the event loop that is gone, and are closed when Python collects them.
         for lane in (*self._write_lanes, *self._read_lanes):
-            lane.connection = None
-
-    @asynccontextmanager
-    async def apart(self) -> Any:
-        """A connection of its own, for work that is too long for the pool; nothing is created on it."""
-        lane = _Lane()
-        await self._connect(lane, self.database.busy_timeout_s)
-        try:
-            yield lane.connection
-        finally:
-            await self._let_go(lane, is_lost=self.database.given is None)
+            lane.abandon()
 
     async def in_thread(self, function: Callable[[], T]) -> T:
         """Run what decodes rows off the event loop."""
@@ -431,95 +512,31 @@ class Pool(LoopPool):
     async def _close(self) -> None:
         await self.writes.drain()
         await self.reads.drain()
+        for lane in (*self._write_lanes, *self._read_lanes):
+            await lane.close()
+
+    # The schema
+
+    async def _prepare(self, connection: Connection) -> None:
+        if not self._is_open:
+            await self._create_or_upgrade(connection)
+
+    async def _create_or_upgrade(self, connection: Connection) -> None:
         async with self._opening:
-            for lane in (*self._write_lanes, *self._read_lanes):
-                connection, lane.connection = lane.connection, None
-                if connection is not None:
-                    await _end(connection)
-
-    # Connections
-
-    async def _on_lane(self, lane: _Lane, work: Callable[[Connection], Awaitable[T]]) -> T:
-        """Do `work` on the lane's connection; where that is lost, again on a new one, for as long as may be waited."""
-        deadline = 0.0
-        pause_s, longest_pause_s = PAUSES_S
-        lane.in_doubt = False
-        while True:
-            is_new = not self._is_open
-            left_s = max(0.0, deadline - self.loop.time()) if deadline else self.database.busy_timeout_s
-            try:
-                await self._connect(lane, left_s)
-                if not self._is_open:
-                    await self._create_or_upgrade(lane)
-                result = await work(lane.connection)
-            except Exception as error:
-                is_repeatable = getattr(error, "sqlstate", None) in _REPEATABLE
-                is_lost = _is_lost(error, lane.connection)
-                await self._let_go(lane, is_lost=is_lost)
-                if not is_repeatable:
-                    if not is_lost:
-                        raise
-                    if is_new and isinstance(error, OSError):  # nothing ever answered at this address
-                        raise _Lost(error, in_doubt=False) from error
-                deadline = deadline or self.loop.time() + self.database.busy_timeout_s
-                if self.loop.time() >= deadline:
-                    raise _Lost(error, in_doubt=lane.in_doubt) from error
-                await asyncio.sleep(pause_s)
-                pause_s = min(2 * pause_s, longest_pause_s)
-            else:
-                lane.used_at = self.loop.time()
-                await self._let_go(lane, is_lost=False)
-                return result
-
-    async def _connect(self, lane: _Lane, wait_s: float) -> None:
-        database = self.database
-        if lane.connection is not None and self.loop.time() - lane.used_at > IDLE_S:
-            connection, lane.connection = lane.connection, None
-            await _end(connection)
-        if lane.connection is not None:
-            return
-        if database.given is not None:
-            lane.connection = await database.given.acquire(timeout=max(wait_s, 0.001))
-        else:
-            lane.connection = await asyncpg.connect(
-                database.dsn,
-                timeout=max(wait_s, 1.0),
-                statement_cache_size=database.statement_cache_size,
-            )
-
-    async def _let_go(self, lane: _Lane, *, is_lost: bool) -> None:
-        connection = lane.connection
-        if connection is None:
-            return
-        if is_lost:
-            connection.terminate()
-        if is_lost or self.database.given is not None:
-            lane.connection = None
-        if self.database.given is not None:
-            await self.database.given.release(connection)
-
-    async def _create_or_upgrade(self, lane: _Lane) -> None:
-        async with self._opening:
-            if self._is_open:
-                return
-            connection, database = lane.connection, self.database
-            version = await self.version(connection)
-            if version < SCHEMA_VERSION:
+            if await self.version(connection) < SCHEMA_VERSION:
+                database = self.database
                 async with connection.transaction(isolation="read_committed"):
                     await connection.execute("SELECT set_config('lock_timeout', $1, true)", self._lock_wait())
-                    await connection.execute(
-                        "SELECT pg_advisory_xact_lock(hashtext('agentmem'), hashtext($1))", database.schema
-                    )
+                    await connection.execute("SELECT pg_advisory_xact_lock($1)", crc32(database.schema.encode()))
                     # Looked at again under the lock: another process may have done it meanwhile.
                     if not await connection.fetchval(
                         "SELECT true FROM pg_namespace WHERE nspname = $1", database.schema
                     ):
-                        await connection.execute(database.sql("CREATE SCHEMA agentmem.").rstrip("."))
+                        await connection.execute(f"CREATE SCHEMA {database.quoted_schema}")
                     for step in _STEPS[await self.version(connection) :]:
                         await connection.execute(database.sql(step))
-                    await connection.execute(
-                        database.sql("UPDATE agentmem.agentmem_schema SET version = $1"), SCHEMA_VERSION
-                    )
+                    set_version = database.sql("UPDATE agentmem.agentmem_schema SET version = $1")
+                    await connection.execute(set_version, SCHEMA_VERSION)
             self._is_open = True
 
     async def version(self, connection: Connection) -> int:
@@ -587,7 +604,10 @@ class Pool(LoopPool):
                 if len(ready) == 1 and getattr(error, "sqlstate", None) == _LOCKED:
                     locked += ready
                 elif isinstance(error, _Lost):
-                    groups.failed_for_all(ready, error)
+                    # What is left would wait as long, and not in doubt.
+                    groups.failed_for_all([], _Lost(error.error, in_doubt=False))
+                    for job in ready:
+                        job.error = error
                 else:
                     groups.failed(ready, error)
             else:
@@ -609,47 +629,43 @@ class Pool(LoopPool):
     async def _together(self, lane: _Lane, writes: Sequence[_Write], wait_s: float) -> Sequence[object]:
         """Do these writes in one transaction, and wait at most `wait_s` for each lock."""
         if not lane.number:  # their transactions are long since settled
-            await self._on_lane(lane, lambda connection: connection.execute(self.database.sql(_FORGET_WRITERS)))
+            await lane.run(lambda connection: connection.execute(self.database.sql(_FORGET_WRITERS)))
         lane.number += 1
         claim = (self._lock_wait(wait_s), lane.writer, lane.number)
         if isinstance(pop := writes[0], _Pop):
-            return [await self._on_lane(lane, lambda connection: self._pop(connection, lane, claim, pop))]
+            return [await lane.run(lambda connection: self._pop(connection, lane, claim, pop))]
         if isinstance(writes[0], _Clear):
             ids = [write.session_id for write in writes]
-            await self._on_lane(lane, lambda connection: self._clear(connection, lane, claim, ids))
+            await lane.run(lambda connection: self._clear(connection, lane, claim, ids))
         else:
             values = _append_values(cast("Sequence[_Append]", writes))
-            await self._on_lane(lane, lambda connection: self._append(connection, lane, claim, values))
+            await lane.run(lambda connection: self._append(connection, lane, claim, values))
         return [None] * len(writes)
 
     async def _append(self, connection: Connection, lane: _Lane, claim: Any, values: Any) -> None:
-        lane.in_doubt = True
-        try:
-            await connection.execute(self._append_sql, *claim, *values, timeout=self._answer_s())
-        except asyncpg.PostgresError as error:
-            lane.in_doubt = lane.in_doubt and _is_lost(error, connection)
-            raise
+        lane.is_sent = True
+        await connection.execute(self._append_sql, *claim, *values)
 
     async def _clear(self, connection: Connection, lane: _Lane, claim: Any, ids: Sequence[str]) -> None:
         async with self._claimed(connection, lane, claim) as is_mine:
-            if is_mine and await connection.fetch(self.database.sql(_LOCK), ids, timeout=self._answer_s()):
-                await connection.execute(self.database.sql(_CLEAR), ids, timeout=self._answer_s())
+            if is_mine and await connection.fetch(self.database.sql(_LOCK), ids):
+                await connection.execute(self.database.sql(_CLEAR), ids)
 
     async def _pop(self, connection: Connection, lane: _Lane, claim: Any, pop: _Pop) -> object:
         async with self._claimed(connection, lane, claim) as is_mine:
-            if is_mine and await connection.fetch(self.database.sql(_LOCK), [pop.session_id], timeout=self._answer_s()):
+            if is_mine and await connection.fetch(self.database.sql(_LOCK), [pop.session_id]):
                 await self.feed(connection, pop.session_id, pop.reading)
                 if pop.reading.oldest is not None:
                     cut = self.database.sql(_CUT)
-                    await connection.execute(cut, pop.session_id, pop.reading.oldest, timeout=self._answer_s())
+                    await connection.execute(cut, pop.session_id, pop.reading.oldest)
         return pop.reading.result()  # what an attempt before has read, where that one was committed
 
     @asynccontextmanager
     async def _claimed(self, connection: Connection, lane: _Lane, claim: Any) -> Any:
         """A transaction that has its number; False where it was committed before."""
         async with connection.transaction(isolation="read_committed"):
-            yield await connection.fetchval(self._claim_sql, *claim, timeout=self._answer_s())
-            lane.in_doubt = True
+            yield await connection.fetchval(self._claim_sql, *claim)
+            lane.is_sent = True
 
     # Reads
 
@@ -661,9 +677,7 @@ class Pool(LoopPool):
         if newest:
             ids, mosts = [job.work.session_id for job in newest], [job.work.most for job in newest]
             try:
-                rows = await self._on_lane(
-                    lane, lambda connection: connection.fetch(self._newest_sql, ids, mosts, timeout=self._answer_s())
-                )
+                rows = await lane.run(lambda connection: connection.fetch(self._newest_sql, ids, mosts))
                 for job, (texts, count, oldest) in zip(newest, rows, strict=True):
                     job.result = (texts or b"", count, oldest or 0)
             except (asyncpg.ProgramLimitExceededError, asyncpg.OutOfMemoryError):
@@ -675,7 +689,7 @@ class Pool(LoopPool):
         for job in jobs:
             if not isinstance(job.work, _Newest):
                 try:
-                    job.result = await self._on_lane(lane, job.work.work)
+                    job.result = await lane.run(job.work.work)
                 except Exception as error:
                     job.error = error
 
@@ -684,9 +698,7 @@ class Pool(LoopPool):
         reading.restart()
         wanted, below = reading.first, _LAST_POSITION
         while wanted:
-            rows = await connection.fetch(
-                self.database.sql(_BELOW), session_id, below, wanted, timeout=self._answer_s()
-            )
+            rows = await connection.fetch(self.database.sql(_BELOW), session_id, below, wanted)
             below = rows[-1][0] if rows else 0
             at_start = len(rows) < wanted
             wanted = await self.in_thread(partial(reading.feed, rows, at_start=at_start))
@@ -694,9 +706,6 @@ class Pool(LoopPool):
     def _lock_wait(self, wait_s: float | None = None) -> str:
         # 0 would mean for ever.
         return f"{max(1, int((self.database.busy_timeout_s if wait_s is None else wait_s) * 1000))}ms"
-
-    def _answer_s(self) -> float:
-        return self.database.busy_timeout_s + ANSWER_S
 
 
 def _append_values(appends: Sequence[_Append]) -> tuple[list[str], list[int], list[str], list[int], list[str]]:
@@ -729,11 +738,20 @@ def _is_lost(error: BaseException, connection: Connection) -> bool:
     """Whether another connection may do what this one did not."""
     if isinstance(error, AgentMemError):
         return False
-    if isinstance(error, (OSError, asyncio.TimeoutError, asyncpg.PostgresConnectionError)):
+    if isinstance(error, (OSError, asyncio.TimeoutError, asyncpg.PostgresConnectionError, _NO_PRIMARY)):
         return True
     if getattr(error, "sqlstate", None) in _PASSING:
         return True
     return connection is not None and connection.is_closed()
+
+
+async def _in_plain_task(work: Awaitable[T]) -> T:
+    """Await what sets itself a time limit: that cancels the task it runs in, which a lane's must not be."""
+    task = asyncio.ensure_future(work)
+    await asyncio.wait([task])
+    if task.cancelled():  # as asyncio.run does last with every task: what waits for it here is to be done nevertheless
+        raise ConnectionAbortedError("connecting was cancelled")
+    return task.result()
 
 
 async def _end(connection: Connection) -> None:
@@ -861,8 +879,7 @@ class PostgresEngine(Engine):
     async def sessions(self, after: str | None, most: int) -> list[tuple[str, int]]:
         pool = self._pool()
         if after is None:  # the pool would make the tables
-            async with self._apart(pool):
-                pass
+            await self._apart(pool, _nothing)
         sql = self._database.sql(_SESSIONS)
         found = await pool.reads.submit(_Ask(None, lambda connection: connection.fetch(sql, after or "", most)))
         return [(session_id, length) for session_id, length in self._outcome(found)]
@@ -876,25 +893,14 @@ class PostgresEngine(Engine):
 
     async def check(self, progress: Progress | None = None) -> CheckReport:
         pool = self._pool()
-        checking = Checking(progress)
-        async with self._apart(pool) as connection, connection.transaction(isolation="repeatable_read", readonly=True):
-            sessions_sql, items_sql = self._database.sql(_PAGE_OF_SESSIONS), self._database.sql(_PAGE_OF_ITEMS)
-            total = await connection.fetchval(
-                self._database.sql("SELECT sum(next_position)::bigint FROM agentmem.agentmem_sessions")
-            )
-            checking.expect(total or 0)
-            walk = _Walk(checking)
-            session_id, position = "", -1
-            upto: str | None = ""
-            while upto is not None:
-                items = await connection.fetch(items_sql, session_id, position, PAGE_ROWS)
-                before, upto = upto, items[-1][0] if len(items) == PAGE_ROWS else None
-                sessions = await connection.fetch(sessions_sql, before, upto)
-                await pool.in_thread(partial(walk.take, sessions, items))
-                if items:
-                    session_id, position = items[-1][0], items[-1][1]
-            walk.end()
-        return checking.report()
+
+        async def walk(connection: Connection) -> CheckReport:
+            checking = Checking(progress)
+            async with connection.transaction(isolation="repeatable_read", readonly=True):
+                await _walk(connection, self._database, pool, checking)
+            return checking.report()
+
+        return await self._apart(pool, walk)
 
     async def backup(self, path: str | os.PathLike[str]) -> None:
         self._pool()
@@ -922,16 +928,21 @@ class PostgresEngine(Engine):
                 )
         return self._leases.take()
 
-    @asynccontextmanager
-    async def _apart(self, pool: Pool) -> Any:
-        """A connection apart from the pool's, to a database that has agentmem's tables."""
+    async def _apart(self, pool: Pool, work: Callable[[Connection], Awaitable[T]]) -> T:
+        """Do `work` on a connection apart from the pool's, to a database that has agentmem's tables."""
+
+        async def with_tables(connection: Connection) -> T:
+            if not await pool.version(connection):
+                raise StorageError(f"{self.name} holds no sessions of agentmem's; check the URL and the schema")
+            return await work(connection)
+
+        lane = _Lane(self._database)
         try:
-            async with pool.apart() as connection:
-                if not await pool.version(connection):
-                    raise StorageError(f"{self.name} holds no sessions of agentmem's; check the URL and the schema")
-                yield connection
+            return await lane.run(with_tables)
         except Exception as error:
             raise self._mapped(error) from error
+        finally:
+            await lane.close()
 
     def _outcome(self, job: Job[Any]) -> Any:
         if job.error is None:
@@ -943,42 +954,21 @@ class PostgresEngine(Engine):
         return map_error(error, self.name, session_id)
 
 
-class _Walk:
-    """Goes through sessions and items, both by rising ids, and tells a :class:`Checking`."""
-
-    def __init__(self, checking: Checking) -> None:
-        self._checking = checking
-        self._open: str | None = None
-        self._stray = ""  # the id of items that no session has
-
-    def take(self, sessions: Sequence[tuple[str, int]], items: Sequence[tuple[str, int, bytes]]) -> None:
-        """Take the next items, and all sessions up to the last of them."""
-        waiting = iter(sessions)
-        next_session = next(waiting, None)
-        for session_id, position, data in items:
-            while next_session is not None and next_session[0].encode() <= session_id.encode():
-                self._begin(*next_session)
-                next_session = next(waiting, None)
-            if session_id == self._open:
-                self._checking.row(position, data)
-            else:
-                self._checking.count_item()
-                if session_id != self._stray:
-                    self._stray = session_id
-                    self._checking.damage(f"items of session {session_id[:80]!r}, which does not exist")
-        for session in (next_session, *waiting):
-            if session is not None:
-                self._begin(*session)
-
-    def end(self) -> None:
-        """There is nothing more."""
-        if self._open is not None:
-            self._checking.end_session()
-
-    def _begin(self, session_id: str, length: int) -> None:
-        self.end()
-        self._open = session_id
-        self._checking.begin_session(session_id, length)
+async def _walk(connection: Connection, database: Database, pool: Pool, checking: Checking) -> None:
+    """Tell `checking` of every session and item, in the caller's transaction."""
+    total = await connection.fetchval(database.sql("SELECT sum(next_position)::bigint FROM agentmem.agentmem_sessions"))
+    checking.expect(total or 0)
+    walk = Walk(checking)
+    session_id, position = "", -1
+    upto: str | None = ""
+    while upto is not None:
+        items = await connection.fetch(database.sql(_PAGE_OF_ITEMS), session_id, position, PAGE_ROWS)
+        before, upto = upto, items[-1][0] if len(items) == PAGE_ROWS else None
+        sessions = await connection.fetch(database.sql(_PAGE_OF_SESSIONS), before, upto)
+        await pool.in_thread(partial(walk.take, sessions, items))
+        if items:
+            session_id, position = items[-1][0], items[-1][1]
+    walk.end()
 
 
 def map_error(error: BaseException, name: str, session_id: str | None = None) -> BaseException:
@@ -1001,7 +991,7 @@ def map_error(error: BaseException, name: str, session_id: str | None = None) ->
         return StorageError(
             f"{subject}: {str(error) or type(error).__name__}; check that the server runs and its address"
         )
-    if isinstance(error, asyncpg.InterfaceError):  # also where asyncpg refuses the URL
+    if isinstance(error, (asyncpg.InterfaceError, asyncpg.InternalClientError)):  # also where asyncpg refuses the URL
         return StorageError(f"{subject}: {error}; check the URL, or the pool")
     return error
 
