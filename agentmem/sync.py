@@ -227,7 +227,7 @@ class PostgresSession(Session):
 
     def __init__(
         self,
-        dsn: str,
+        dsn: str | Any,
         *,
         session_id: str,
         settings: SessionSettings | None = None,
@@ -251,7 +251,7 @@ class SessionStore:
     __slots__ = ("async_store",)
     __doc__ = AsyncSessionStore.__doc__
 
-    def __init__(self, db: str | os.PathLike[str], **options: Any) -> None:
+    def __init__(self, db: str | os.PathLike[str] | Any, **options: Any) -> None:
         self.async_store = AsyncSessionStore(db, **options)
 
     @_docs_of(AsyncSessionStore.session)

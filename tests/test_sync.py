@@ -17,7 +17,16 @@ import pytest
 from processes import Child, files, holdings, holds_again, run_quietly, threads
 
 import agentmem
-from agentmem import AsyncSession, AsyncSessionStore, AsyncSQLiteSession, Session, SessionStore, SQLiteSession
+from agentmem import (
+    AsyncPostgresSession,
+    AsyncSession,
+    AsyncSessionStore,
+    AsyncSQLiteSession,
+    PostgresSession,
+    Session,
+    SessionStore,
+    SQLiteSession,
+)
 from agentmem.errors import InvalidItemError, SessionClosedError, StorageError
 from agentmem.items import Item
 from agentmem.replay import SessionSettings
@@ -39,6 +48,7 @@ def public(cls: type) -> dict[str, Any]:
 PAIRS: list[tuple[type, type]] = [
     (AsyncSession, Session),
     (AsyncSQLiteSession, SQLiteSession),
+    (AsyncPostgresSession, PostgresSession),
     (AsyncSessionStore, SessionStore),
 ]
 FUNCTIONS = [
