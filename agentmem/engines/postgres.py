@@ -83,6 +83,10 @@ ANSWER_S = 30.0
 """How long a statement may take beyond ``busy_timeout_s`` before its connection is taken for lost, in seconds: a server
 or a network that died without a word gives no other sign."""
 
+SILENT_S = 5.0
+"""How long the server waits for the next statement of a transaction that holds a session, in seconds, before it ends
+the connection: else a process that was stopped in a pop would hold the session for as long."""
+
 IDLE_S = 300.0
 """How long a connection may be idle before another is opened instead, in seconds: firewalls and load balancers drop
 those that say nothing, mostly after 350 or more, without a word."""
@@ -121,13 +125,13 @@ _VERSION = "SELECT version FROM agentmem.agentmem_schema"
 
 # Where the server is set up not to flush commits, agentmem's are flushed nevertheless. Any other value is stronger.
 _SETTINGS = """
-    set_config('lock_timeout', $1, true),
+    set_config('lock_timeout', $1, true), set_config('idle_in_transaction_session_timeout', $2, true),
     CASE current_setting('synchronous_commit') WHEN 'off' THEN set_config('synchronous_commit', 'on', true) END
 """
 
 _CLAIM = f"""
     INSERT INTO agentmem.agentmem_writers AS w (writer, number)
-    SELECT $2, $3 FROM (SELECT {_SETTINGS}) AS settings
+    SELECT $3, $4 FROM (SELECT {_SETTINGS}) AS settings
     ON CONFLICT (writer) DO UPDATE SET number = excluded.number, updated_at = now() WHERE w.number < excluded.number
     RETURNING true
 """  # noqa: S608  made of the constants above
@@ -137,7 +141,7 @@ _APPEND = f"""
     WITH claimed AS ({_CLAIM}),
     ends AS (
         INSERT INTO agentmem.agentmem_sessions AS s (session_id, next_position)
-        SELECT session_id, size FROM claimed, unnest($4::text[], $5::bigint[]) AS asked (session_id, size)
+        SELECT session_id, size FROM claimed, unnest($5::text[], $6::bigint[]) AS asked (session_id, size)
         ORDER BY session_id COLLATE "C"
         ON CONFLICT (session_id)
             DO UPDATE SET next_position = s.next_position + excluded.next_position, updated_at = now()
@@ -145,7 +149,7 @@ _APPEND = f"""
     )
     INSERT INTO agentmem.agentmem_items (session_id, position, item)
     SELECT session_id, next_position - before_end, item
-    FROM ends JOIN unnest($6::text[], $7::bigint[], $8::text[]) AS row (session_id, before_end, item) USING (session_id)
+    FROM ends JOIN unnest($7::text[], $8::bigint[], $9::text[]) AS row (session_id, before_end, item) USING (session_id)
 """  # noqa: S608  likewise
 
 _FORGET_WRITERS = "DELETE FROM agentmem.agentmem_writers WHERE updated_at < now() - interval '7 days'"
@@ -384,19 +388,18 @@ class _Lane:
     """One connection at a time, opened when it is needed, and who writes through it.
 
     Args:
-        database: what it connects to.
-        prepare: is given the connection before each use.
+        pool: whose lane it is.
+        prepares: whether it has the schema created or upgraded first.
     """
 
-    def __init__(self, database: Database, prepare: Callable[[Connection], Awaitable[None]] | None = None) -> None:
+    def __init__(self, pool: Pool, *, prepares: bool = True) -> None:
         self.writer = uuid4()
         self.number = 0  # of its newest transaction
         self.is_sent = False  # whether the end of a transaction was sent: from then on it may be committed
-        self._database = database
-        self._prepare = prepare
+        self._pool = pool
+        self._prepares = prepares
         self._connection: Connection = None
         self._used_at = 0.0
-        self._has_connected = False
 
     async def run(self, work: Callable[[Connection], Awaitable[T]]) -> T:
         """Do `work` on the connection; where that is lost, again on a new one, for as long as may be waited.
@@ -404,21 +407,23 @@ class _Lane:
         Raises:
             _Lost: no connection could do it in time.
         """
-        now = asyncio.get_running_loop().time
-        deadline = now() + self._database.busy_timeout_s
+        now, wait_s = self._pool.loop.time, self._pool.database.busy_timeout_s
+        deadline: float | None = None  # once it was lost
         pause_s, longest_pause_s = PAUSES_S
         in_doubt = False
         while True:
             self.is_sent = False
             try:
-                result = await work(await self._connected(max(1.0, deadline - now())))
+                result = await work(await self._connected(wait_s if deadline is None else deadline - now()))
             except Exception as error:
                 is_lost = _is_lost(error, self._connection)
                 in_doubt = in_doubt or (is_lost and self.is_sent)
                 await self._let_go(is_lost=is_lost)
-                if not (is_lost or in_doubt or getattr(error, "sqlstate", None) in _REPEATABLE):
+                if not (is_lost or in_doubt or _sqlstate(error) in _REPEATABLE):
                     raise
-                is_unknown = not self._has_connected and isinstance(error, OSError)  # nothing ever answered there
+                if deadline is None:
+                    deadline = now() + wait_s
+                is_unknown = not self._pool.has_connected and isinstance(error, OSError)  # nothing ever answered there
                 if is_unknown or now() >= deadline:
                     raise _Lost(error, in_doubt=in_doubt) from error
                 await asyncio.sleep(pause_s)
@@ -439,37 +444,36 @@ class _Lane:
         self._connection = None
 
     async def _connected(self, wait_s: float) -> Connection:
-        now = asyncio.get_running_loop().time
-        if self._connection is not None and now() - self._used_at > IDLE_S:
+        pool, database = self._pool, self._pool.database
+        if self._connection is not None and pool.loop.time() - self._used_at > IDLE_S:
             await self.close()
         if self._connection is None:
-            database = self._database
+            timeout = max(wait_s, 1.0)
             if database.given is not None:
-                self._connection = await _in_plain_task(database.given.acquire(timeout=wait_s))
+                connecting = database.given.acquire(timeout=timeout)
             else:
-                self._connection = await _in_plain_task(
-                    asyncpg.connect(
-                        database.dsn,
-                        timeout=wait_s,
-                        command_timeout=database.busy_timeout_s + ANSWER_S,
-                        statement_cache_size=database.statement_cache_size,
-                    )
+                connecting = asyncpg.connect(
+                    database.dsn,
+                    timeout=timeout,
+                    command_timeout=database.busy_timeout_s + ANSWER_S,
+                    statement_cache_size=database.statement_cache_size,
                 )
-            self._used_at = now()
-            self._has_connected = True
-        if self._prepare is not None:
-            await self._prepare(self._connection)
+            self._connection = await _in_plain_task(connecting)
+            self._used_at = pool.loop.time()
+            pool.has_connected = True
+        if self._prepares:
+            await pool.prepare(self._connection)
         return self._connection
 
     async def _let_go(self, *, is_lost: bool) -> None:
         connection = self._connection
-        if connection is None or not (is_lost or self._database.given is not None):
+        if connection is None or not (is_lost or self._pool.database.given is not None):
             return
         self._connection = None
         if is_lost:
             connection.terminate()
-        if self._database.given is not None:
-            await _in_plain_task(self._database.given.release(connection))
+        if self._pool.database.given is not None:
+            await _in_plain_task(self._pool.database.given.release(connection))
 
 
 class Pool(LoopPool):
@@ -478,13 +482,14 @@ class Pool(LoopPool):
     def __init__(self, database: Database, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(database.key, loop)
         self.database = database
+        self.has_connected = False
         self.writes: Batcher[_Write] = Batcher(
             self._serve_writes, lanes=WRITERS, most=MOST_WRITES, key=lambda write: write.session_id
         )
         self.reads: Batcher[_Newest | _Ask] = Batcher(self._serve_reads, lanes=READERS, most=MOST_READS)
         self.threads = CapacityLimiter(READERS)
-        self._write_lanes = [_Lane(database, self._prepare) for _ in range(WRITERS)]
-        self._read_lanes = [_Lane(database, self._prepare) for _ in range(READERS)]
+        self._write_lanes = [_Lane(self) for _ in range(WRITERS)]
+        self._read_lanes = [_Lane(self) for _ in range(READERS)]
         self._opening = asyncio.Lock()
         self._is_open = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -517,7 +522,8 @@ class Pool(LoopPool):
 
     # The schema
 
-    async def _prepare(self, connection: Connection) -> None:
+    async def prepare(self, connection: Connection) -> None:
+        """Have the schema created or upgraded, unless that was done."""
         if not self._is_open:
             await self._create_or_upgrade(connection)
 
@@ -526,7 +532,9 @@ class Pool(LoopPool):
             if await self.version(connection) < SCHEMA_VERSION:
                 database = self.database
                 async with connection.transaction(isolation="read_committed"):
-                    await connection.execute("SELECT set_config('lock_timeout', $1, true)", self._lock_wait())
+                    await connection.execute(
+                        "SELECT set_config('lock_timeout', $1, true)", _milliseconds(self.database.busy_timeout_s)
+                    )
                     await connection.execute("SELECT pg_advisory_xact_lock($1)", crc32(database.schema.encode()))
                     # Looked at again under the lock: another process may have done it meanwhile.
                     if not await connection.fetchval(
@@ -587,8 +595,28 @@ class Pool(LoopPool):
         task.add_done_callback(self._tasks.discard)
 
     async def _write(self, lane: _Lane, jobs: list[Job[_Write]]) -> None:
+        """Write all that need not wait for other connections, then what is left, one by one."""
         deadline = self.loop.time() + self.database.busy_timeout_s
-        locked: list[Job[_Write]] = []  # with what comes after them in the same sessions
+        locked = await self._write_unlocked(lane, jobs)
+        if locked:
+            waiting = set(map(id, locked))
+            self.writes.answer(job for job in jobs if id(job) not in waiting)
+        failed: dict[str, Exception] = {}
+        for job in locked:
+            session_id = job.work.session_id
+            if session_id in failed:  # it would wait as long for the same lock
+                job.error = failed[session_id]
+                continue
+            try:
+                (job.result,) = await self._together(lane, [job.work], deadline - self.loop.time())
+            except Exception as error:
+                job.error = error
+                if _sqlstate(error) == _LOCKED:
+                    failed[session_id] = error
+
+    async def _write_unlocked(self, lane: _Lane, jobs: list[Job[_Write]]) -> list[Job[_Write]]:
+        """Write what no other connection locks; returns the rest, with all that comes after it in the same sessions."""
+        locked: list[Job[_Write]] = []
         groups = Groups(jobs, _kind)
         for group in groups:
             held_up = {job.work.session_id for job in locked}
@@ -596,42 +624,30 @@ class Pool(LoopPool):
             locked += [job for job in group if job.work.session_id in held_up]
             if not ready:
                 continue
+            wait_s = min(LOCK_S, self.database.busy_timeout_s)
             try:
-                results = await self._together(
-                    lane, [job.work for job in ready], min(LOCK_S, self.database.busy_timeout_s)
-                )
+                results = await self._together(lane, [job.work for job in ready], wait_s)
+            except _Lost as error:
+                # What is left would wait as long; nothing of it is in doubt.
+                groups.failed_for_all(locked, _Lost(error.error, in_doubt=False))
+                for job in ready:
+                    job.error = error
+                return []
             except Exception as error:
-                if len(ready) == 1 and getattr(error, "sqlstate", None) == _LOCKED:
+                if len(ready) == 1 and _sqlstate(error) == _LOCKED:
                     locked += ready
-                elif isinstance(error, _Lost):
-                    # What is left would wait as long, and not in doubt.
-                    groups.failed_for_all([], _Lost(error.error, in_doubt=False))
-                    for job in ready:
-                        job.error = error
                 else:
                     groups.failed(ready, error)
             else:
                 groups.succeeded(ready, results)
-        if locked:
-            waiting = set(map(id, locked))
-            self.writes.answer(job for job in jobs if id(job) not in waiting)
-        failed: dict[str, Exception] = {}
-        for job in locked:
-            try:
-                if job.work.session_id in failed:
-                    raise failed[job.work.session_id]  # it would wait as long for the same lock
-                (job.result,) = await self._together(lane, [job.work], deadline - self.loop.time())
-            except Exception as error:
-                job.error = error
-                if getattr(error, "sqlstate", None) == _LOCKED:
-                    failed[job.work.session_id] = error
+        return locked
 
     async def _together(self, lane: _Lane, writes: Sequence[_Write], wait_s: float) -> Sequence[object]:
         """Do these writes in one transaction, and wait at most `wait_s` for each lock."""
         if not lane.number:  # their transactions are long since settled
             await lane.run(lambda connection: connection.execute(self.database.sql(_FORGET_WRITERS)))
         lane.number += 1
-        claim = (self._lock_wait(wait_s), lane.writer, lane.number)
+        claim = (_milliseconds(wait_s), _milliseconds(SILENT_S), lane.writer, lane.number)
         if isinstance(pop := writes[0], _Pop):
             return [await lane.run(lambda connection: self._pop(connection, lane, claim, pop))]
         if isinstance(writes[0], _Clear):
@@ -703,10 +719,6 @@ class Pool(LoopPool):
             at_start = len(rows) < wanted
             wanted = await self.in_thread(partial(reading.feed, rows, at_start=at_start))
 
-    def _lock_wait(self, wait_s: float | None = None) -> str:
-        # 0 would mean for ever.
-        return f"{max(1, int((self.database.busy_timeout_s if wait_s is None else wait_s) * 1000))}ms"
-
 
 def _append_values(appends: Sequence[_Append]) -> tuple[list[str], list[int], list[str], list[int], list[str]]:
     """The sessions, how many rows each gets; and for each row its session, its place before the new end, its text."""
@@ -726,6 +738,14 @@ def _append_values(appends: Sequence[_Append]) -> tuple[list[str], list[int], li
     return list(sizes), list(sizes.values()), of, before_end, texts
 
 
+def _milliseconds(seconds: float) -> str:
+    return f"{max(1, int(seconds * 1000))}ms"  # 0 would mean for ever
+
+
+def _sqlstate(error: BaseException) -> str | None:
+    return getattr(error, "sqlstate", None)
+
+
 def _kind(write: _Write) -> str | None:
     return None if isinstance(write, _Pop) else type(write).__name__
 
@@ -740,7 +760,7 @@ def _is_lost(error: BaseException, connection: Connection) -> bool:
         return False
     if isinstance(error, (OSError, asyncio.TimeoutError, asyncpg.PostgresConnectionError, _NO_PRIMARY)):
         return True
-    if getattr(error, "sqlstate", None) in _PASSING:
+    if _sqlstate(error) in _PASSING:
         return True
     return connection is not None and connection.is_closed()
 
@@ -936,7 +956,7 @@ class PostgresEngine(Engine):
                 raise StorageError(f"{self.name} holds no sessions of agentmem's; check the URL and the schema")
             return await work(connection)
 
-        lane = _Lane(self._database)
+        lane = _Lane(pool, prepares=False)
         try:
             return await lane.run(with_tables)
         except Exception as error:
