@@ -6,11 +6,15 @@ import importlib.util
 import os
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import NoReturn
 
 import openai
 import pytest
+from empty_databases import EMPTY_DATABASES, postgres_header
 from hypothesis import HealthCheck, settings
+from postgres_server import PostgresServer
 from responses_server import ResponsesServer, responses_server
 
 from agentmem import AsyncSQLiteSession
@@ -32,8 +36,8 @@ settings.load_profile("agentmem")  # --hypothesis-profile=thorough overrides it
 
 
 def pytest_report_header() -> str:
-    """Which agentmem is tested, and on which SQLite."""
-    return f"agentmem: {package_dir()}, SQLite {sqlite3.sqlite_version}"
+    """Which agentmem is tested, and on which databases."""
+    return f"agentmem: {package_dir()}, SQLite {sqlite3.sqlite_version}, {postgres_header()}"
 
 
 def pytest_sessionstart() -> None:
@@ -67,24 +71,33 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--require-engine", action="append", default=[], choices=sorted(ENGINES), metavar="NAME")
 
 
-def _sqlite_url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'sessions.db'}"
-
-
-EMPTY_DATABASES: dict[str, Callable[[Path], str]] = {"sqlite": _sqlite_url}
-"""For each engine of the registry, the URL of an empty database, or OSError when its server is missing."""
+def _is_missing(request: pytest.FixtureRequest, name: str, error: OSError) -> NoReturn:
+    if name in request.config.getoption("--require-engine"):
+        pytest.fail(f"--require-engine {name}, but there is none: {error}")
+    pytest.skip(f"no {name} server here: {error}")
 
 
 @pytest.fixture(params=sorted(ENGINES))
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """An empty database of each engine in turn."""
     name: str = request.param
-    try:
-        return EMPTY_DATABASES[name](tmp_path)
-    except OSError as error:
-        if name in request.config.getoption("--require-engine"):
-            pytest.fail(f"--require-engine {name}, but there is none: {error}")
-        pytest.skip(f"no {name} server here: {error}")
+    with ExitStack() as until_the_end:
+        try:
+            url = until_the_end.enter_context(EMPTY_DATABASES[name](tmp_path))
+        except OSError as error:
+            _is_missing(request, name, error)
+        yield url
+
+
+@pytest.fixture(scope="module")
+def postgres_server(request: pytest.FixtureRequest) -> Iterator[PostgresServer]:
+    """A PostgreSQL server that the tests of one module may stop, kill and configure; each leaves it as it was."""
+    with ExitStack() as until_the_end:
+        try:
+            server = until_the_end.enter_context(PostgresServer())
+        except OSError as error:
+            _is_missing(request, "postgresql", error)
+        yield server
 
 
 @pytest.fixture
