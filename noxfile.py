@@ -6,7 +6,8 @@ Rules kept here:
   what a user installs, never the source tree.
 - Every Python version among pyproject.toml's classifiers is tested if the machine has it, also one that only pyenv
   keeps. A missing one is reported and skipped; where all are missing the run fails.
-- A machine with Python and git is enough.
+- A machine with Python and git is enough: the tests of an engine whose server is missing are skipped. They fail instead
+  where AGENTMEM_REQUIRE_ENGINES names the engine ("postgresql"; several with commas), as in CI.
 """
 
 from __future__ import annotations
@@ -169,5 +170,7 @@ def run_pytest(session: nox.Session, *files: str) -> None:
     args = [str(ROOT / arg) if arg.startswith("tests/") else arg for arg in session.posargs]
     if args == session.posargs:
         args += [str(path) for file in files or ("tests",) for path in sorted(ROOT.glob(file))]
+    required = filter(None, os.environ.get("AGENTMEM_REQUIRE_ENGINES", "").split(","))
+    args += [f"--require-engine={name}" for name in required]
     with tempfile.TemporaryDirectory() as elsewhere, session.chdir(elsewhere):
         session.run("pytest", "-c", str(ROOT / "pyproject.toml"), *args, env={"AGENTMEM_REPO": str(ROOT)})

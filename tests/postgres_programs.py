@@ -1,4 +1,7 @@
-"""PostgreSQL's own programs: where they are, and how a test runs them. Needs the standard library alone."""
+"""PostgreSQL's own programs: where they are, and how a test runs them. Needs the standard library alone.
+
+``python3 tests/postgres_programs.py`` says where they are, or fails where there are none.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import contextlib
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -108,3 +112,10 @@ def _unprivileged() -> pwd.struct_passwd:
         with contextlib.suppress(KeyError):
             return pwd.getpwnam(name)
     raise OSError("PostgreSQL does not run as root, and there is no user postgres or nobody")
+
+
+if __name__ == "__main__":
+    try:
+        print(find_folder())
+    except OSError as error:
+        sys.exit(str(error))
