@@ -22,11 +22,14 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 from ports import HOST, free_port
 from postgres_programs import WAIT_S, Programs
 from process_table import children, wait_until_ended, wait_until_stopped
 from waiting import wait_until
+
+Self = TypeVar("Self", bound="PostgresServer")  # typing has it from Python 3.11 on
 
 IDLE = b"Z\x00\x00\x00\x05I"
 """What the server ends its answer with outside of any transaction: what came before is committed (ReadyForQuery)."""
@@ -63,7 +66,7 @@ class PostgresServer:
         """The same behind another port, such as a proxy's."""
         return f"postgresql://agentmem@{self.host}:{port}/test"
 
-    def __enter__(self) -> PostgresServer:
+    def __enter__(self: Self) -> Self:
         try:
             self._programs.hand_over(self.folder)
             self._make_cluster()
@@ -79,7 +82,10 @@ class PostgresServer:
     ) -> None:
         try:
             if self.is_running:
-                self.kill()
+                self.go_on()
+                self.stop("immediate")
+            else:
+                self._remove_shared_memory()
         finally:
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -95,13 +101,23 @@ class PostgresServer:
         )
         wait_until(self._has_started)
 
+    def _remove_shared_memory(self) -> None:
+        """What one that was killed leaves in the system, outside of its folder: the next start would do it."""
+        with contextlib.suppress(FileNotFoundError):  # no killed one has left the first, or there is no ipcrm
+            _, segment = self._pid_file()[6].split()
+            subprocess.run(["ipcrm", "-m", segment], capture_output=True, check=False)
+
+    def _pid_file(self) -> list[str]:
+        """The lines of postmaster.pid: https://doxygen.postgresql.org/pidfile_8h.html."""
+        return (self._data / "postmaster.pid").read_text().split("\n")
+
     def _has_started(self) -> bool:
         """Whether it says so in postmaster.pid, which is how pg_ctl knows."""
         assert self._process is not None
         if self._process.poll() is not None:
             raise OSError(f"PostgreSQL did not start: {self.log()[-2000:]}")
         try:
-            lines = (self._data / "postmaster.pid").read_text().split("\n")
+            lines = self._pid_file()
         except FileNotFoundError:
             return False
         # One that was killed has left its file, with its own number in it.
@@ -222,6 +238,7 @@ class PostgresServer:
             "port": self.port,
             "unix_socket_directories": self.folder,
             "shared_buffers": "16MB",
+            "dynamic_shared_memory_type": "mmap",  # files in the folder, which go with it also after a kill
             "log_line_prefix": "%m [%p] ",
             **self._settings,
         }
