@@ -3,7 +3,8 @@
 Rules kept here:
 
 - The standard library is enough, without agentmem and pytest: ``with_postgres.py`` runs before anything is installed.
-- It is on 127.0.0.1 alone and trusts whoever connects, lives in a folder of its own, and leaves nothing behind.
+- It is on 127.0.0.1 alone and trusts whoever connects, lives in a folder of its own, and leaves nothing behind,
+  also where the tests are killed.
 - Tests connect as a role that owns its database and nothing else, since agentmem needs no more than that.
 - A control goes another way than the connections under test: as superuser over a socket in the folder, with one of the
   connections that PostgreSQL keeps for superusers. So it works also when no other is left.
@@ -15,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import subprocess
 import tempfile
@@ -25,6 +25,7 @@ from types import TracebackType
 from typing import TypeVar
 
 from ports import HOST, free_port
+from postgres_caretaker import Caretaker
 from postgres_programs import WAIT_S, Programs
 from process_table import children, wait_until_ended, wait_until_stopped
 from waiting import wait_until
@@ -53,6 +54,7 @@ class PostgresServer:
         self._programs = Programs()
         self._settings = settings
         self._process: subprocess.Popen[bytes] | None = None
+        self._caretaker: Caretaker | None = None
         self.host, self.port = HOST, free_port()
         # A short name: the path of a socket has at most about 100 bytes.
         self.folder = Path(tempfile.mkdtemp(prefix="agentmem-pg-"))
@@ -68,6 +70,7 @@ class PostgresServer:
 
     def __enter__(self: Self) -> Self:
         try:
+            self._caretaker = Caretaker(self.folder)
             self._programs.hand_over(self.folder)
             self._make_cluster()
             self.start()
@@ -87,7 +90,9 @@ class PostgresServer:
             else:
                 self._remove_shared_memory()
         finally:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self._tell_caretaker()
+            if self._caretaker is not None:
+                self._caretaker.dismiss()
 
     def start(self) -> None:
         """Start it, with recovery where it was killed; returns when it takes connections.
@@ -99,7 +104,12 @@ class PostgresServer:
         self._process = self._programs.start(
             "postgres", "-D", str(self._data), folder=self.folder, log=self.folder / "log"
         )
+        self._tell_caretaker()
         wait_until(self._has_started)
+
+    def _tell_caretaker(self) -> None:
+        if self._caretaker is not None:
+            self._caretaker.watch(self._process.pid if self._process is not None and self.is_running else 0)
 
     def _remove_shared_memory(self) -> None:
         """What one that was killed leaves in the system, outside of its folder: the next start would do it."""
@@ -129,6 +139,7 @@ class PostgresServer:
         postmaster = self._running
         postmaster.send_signal(signals[mode])
         postmaster.wait(WAIT_S)
+        self._tell_caretaker()
 
     def restart(self) -> None:
         """Stop it, which ends all sessions, and start it again."""
@@ -145,6 +156,7 @@ class PostgresServer:
         postmaster.wait(WAIT_S)
         for process in processes:
             wait_until_ended(process)  # as long as one is left, the next start is refused
+        self._tell_caretaker()
 
     def freeze(self) -> None:
         """Stop all its processes where they are (SIGSTOP): connections stay open, and nobody answers."""

@@ -36,17 +36,19 @@ def wait_until_ended(pid: int) -> None:
 
 
 def _state(pid: int) -> str:
-    return next((process.state for process in _processes() if process.pid == pid), "")
+    return next((process.state for process in _processes(str(pid))), "")
 
 
-def _processes() -> Iterator[Process]:
+def _processes(pid: str = "") -> Iterator[Process]:
+    """All, or this one if there is one."""
     if not os.path.isdir("/proc/self"):
-        told = subprocess.run(["ps", "-A", "-o", "pid=,ppid=,state="], capture_output=True, text=True, check=True)
+        which = ["-p", pid] if pid else ["-A"]
+        told = subprocess.run(["ps", *which, "-o", "pid=,ppid=,state="], capture_output=True, text=True, check=False)
         for line in told.stdout.splitlines():
-            pid, parent, state = line.split()
-            yield Process(int(pid), int(parent), state[0])
+            number, parent, state = line.split()
+            yield Process(int(number), int(parent), state[0])
         return
-    for name in filter(str.isdecimal, os.listdir("/proc")):  # a slim container has no ps
+    for name in [pid] if pid else filter(str.isdecimal, os.listdir("/proc")):  # a slim container has no ps
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             # What stands in brackets is the program's name, in which anything may be.
             fields = Path("/proc", name, "stat").read_bytes().rpartition(b")")[2].split()

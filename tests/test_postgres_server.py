@@ -10,8 +10,10 @@ from urllib.parse import urlsplit
 
 import pytest
 from postgres_server import IDLE, PostgresServer
+from process_table import wait_until_ended
+from processes import Child
 from tcp_proxy import TcpProxy
-from waiting import WAIT_S
+from waiting import WAIT_S, wait_until
 
 _STARTUP = b"\x00\x00\x00\x25\x00\x03\x00\x00user\x00agentmem\x00database\x00test\x00\x00"
 
@@ -198,6 +200,28 @@ def test_nothing_of_it_is_left_however_it_was(end: str) -> None:
     assert not any(map(is_there, memory))
     assert not server.folder.exists()
     assert not server.is_running
+
+
+_KILLED = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from postgres_server import PostgresServer
+with PostgresServer() as server:
+    if sys.argv[2] == "frozen":
+        server.freeze()
+    print(server.folder, flush=True)
+    print(server.processes()[0], flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("state", ["running", "frozen"])
+def test_nothing_of_it_is_left_where_the_tests_are_killed(state: str) -> None:
+    with Child(_KILLED, Path(__file__).parent, state) as tests:
+        folder, postmaster = Path(tests.read_line()), int(tests.read_line())
+        tests.kill()
+        wait_until_ended(postmaster)
+        wait_until(lambda: not folder.exists())
 
 
 def test_one_that_does_not_start_says_why_and_leaves_nothing() -> None:
