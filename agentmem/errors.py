@@ -7,10 +7,10 @@
     ├── SessionClosedError (RuntimeError)      a call on a handle after its close()
     ├── ConflictError                          the session is not what the caller took it for
     ├── StorageError                           the database did not do what was asked
-    │   ├── StorageBusyError                   another process held the lock for too long
+    │   ├── StorageBusyError                   a lock was held, or the server did not serve, for too long
     │   ├── StorageFullError                   no room on the disk
-    │   ├── StorageCorruptError                the file is damaged, or no database at all
-    │   └── SchemaVersionError                 the file was written by a newer agentmem
+    │   ├── StorageCorruptError                the database is damaged, or none at all
+    │   └── SchemaVersionError                 the database was written by a newer agentmem
     ├── RunError                               a run of an agent that could not go on
     │   ├── MaxTurnsExceeded                   the model kept asking for tools
     │   ├── ModelError                         the model could not be called, or failed
@@ -23,7 +23,7 @@ Two kinds of mistake stay the built-in errors that Python programmers expect: ``
 ``ValueError`` for an argument of the wrong type or out of range (a negative ``limit``, an empty
 session id, an unknown URL scheme).
 
-A driver's own exception (``sqlite3.Error``) never reaches the caller: each engine maps it to one
+A driver's own exception (``sqlite3.Error``, asyncpg's) never reaches the caller: each engine maps it to one
 of these and keeps it as ``__cause__``.
 """
 
@@ -58,11 +58,15 @@ class ConflictError(AgentMemError):
 
 
 class StorageError(AgentMemError):
-    """The database could not do what was asked; the message says why and what to do."""
+    """The database could not do what was asked; the message says why and what to do.
+
+    Nothing was written, unless the message says that it is in doubt: a server was lost before it answered, and did not
+    come back in time.
+    """
 
 
 class StorageBusyError(StorageError):
-    """Another process held the database's lock longer than ``busy_timeout_s``; nothing was written."""
+    """Somebody else held the lock, or the server did not serve, longer than ``busy_timeout_s``; nothing was written."""
 
 
 class StorageFullError(StorageError):
@@ -70,7 +74,7 @@ class StorageFullError(StorageError):
 
 
 class StorageCorruptError(StorageError):
-    """The file is damaged or is no database; agentmem leaves it as it is."""
+    """The database is damaged, or the file is none; agentmem leaves it as it is."""
 
 
 class SchemaVersionError(StorageError):
