@@ -16,8 +16,9 @@ from rich.table import Table
 
 from .bench import SCALES
 from .chart import draw
+from .databases import DATABASES, Database
 from .markdown import tables
-from .report import REFERENCES, Report, costs, figure
+from .report import Report, costs, figure
 from .rivals import SYSTEMS
 from .run import run
 from .targets import TARGETS
@@ -56,7 +57,7 @@ def main(
     source: Path | None,
     folder: Path | None,
 ) -> None:
-    """How fast agentmem is, beside bare sqlite3 and its rivals."""
+    """How fast agentmem is, beside the bare drivers and its rivals."""
     if source:
         report = Report.from_json(json.loads(source.read_text(encoding="utf-8")))
     else:
@@ -94,7 +95,7 @@ def measure(
 
 
 def show(report: Report) -> None:
-    """Print the machine, a table for all workloads, the notes and the targets."""
+    """Print the machine, a table for each database with its workloads, the notes and the targets."""
     machine, versions = report.about["machine"], report.about["versions"]
     console.print(
         f"\n{report.about['date']}  {machine['cpu']}, {machine['cores']} cores, {machine['filesystem']}, load "
@@ -107,20 +108,28 @@ def show(report: Report) -> None:
         console.print("[red]This file system is memory: commits are not flushed anywhere. Use --dir.[/]")
     if machine["load"] and machine["load"][0] > machine["cores"]:
         console.print("[red]Other programs kept this machine busy: these figures are rough.[/]")
-    table = Table(title=f"{report.scale} run, {_counted(report.about['rounds'], 'round')}", title_justify="left")
-    table.add_column("workload, system")
-    table.add_column("median", justify="right")
-    table.add_column("lowest – highest", justify="right")
-    for reference in REFERENCES:
-        table.add_column(f"speed to\n{reference}", justify="right")
-    table.add_column("and", ratio=1)
-    for workload in report.outcomes:
-        _add_workload(table, report, workload)
-    console.print(table)
+    for database in DATABASES:
+        _show_workloads(report, database)
     for system in dict.fromkeys(name for systems in report.outcomes.values() for name in systems):
         if SYSTEMS[system].note:
             console.print(f"{SYSTEMS[system].title}: {SYSTEMS[system].note}.", style="dim", markup=False)
     _show_targets(report)
+
+
+def _show_workloads(report: Report, database: Database) -> None:
+    rounds = _counted(report.about["rounds"], "round")
+    table = Table(title=f"{database.title}, {report.scale} run, {rounds}", title_justify="left")
+    table.add_column("workload, system")
+    table.add_column("median", justify="right")
+    table.add_column("lowest – highest", justify="right")
+    for reference in (database.own, database.limit):
+        table.add_column(f"speed to\n{SYSTEMS[reference].title}", justify="right")
+    table.add_column("and", ratio=1)
+    for workload in report.outcomes:
+        if WORKLOADS[workload].database is database:
+            _add_workload(table, report, workload)
+    if table.row_count:
+        console.print(table)
 
 
 def _counted(count: int, what: str) -> str:

@@ -23,7 +23,8 @@ class Scale:
         turns: of each of the `many` conversations that are added to one after the other.
         each: calls of each session, where many sessions make theirs at once.
         many, crowd: sessions at once.
-        short, long, whole, huge: items in the histories; `huge` is also the number of sessions in the largest file.
+        short, deep, long, whole, huge: items in the histories; `huge` is also the number of sessions in the largest
+            file.
         handles: open at once.
     """
 
@@ -35,6 +36,7 @@ class Scale:
     many: int = 64
     crowd: int = 512
     short: int = 100
+    deep: int = 5_000
     long: int = 10_000
     whole: int = 20_000
     huge: int = 1_000_000
@@ -55,6 +57,7 @@ SCALES = {
         many=4,
         crowd=6,
         short=12,
+        deep=24,
         long=24,
         whole=40,
         huge=60,
@@ -87,7 +90,7 @@ class Bench:
     failures: dict[str, int] = field(default_factory=dict)
 
     def new(self, name: str = "new.db") -> System:
-        """The system on an empty file."""
+        """The system on an empty file, or what stands for one."""
         return self.kind(str(self.folder / name))
 
     def filled(self) -> System:

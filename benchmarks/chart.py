@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from html import escape
 
+from .databases import DATABASES, POSTGRES
 from .report import Report, Summary, summarize
 from .rivals import SYSTEMS
 from .workloads import WORKLOADS, Metric
@@ -13,6 +14,8 @@ WIDTH, COLUMNS, GAP = 880, 2, 40
 LABEL, VALUE = 212, 58
 """Room in a panel, left of the bars for the systems' names and right of them for the figures."""
 ROW, BAR, HEAD = 21, 12, 46
+
+KINDS = {name: kind for database in DATABASES for name, kind in ((database.own, " own"), (database.limit, " limit"))}
 
 STYLE = """
   text { font: 11px -apple-system, "Segoe UI", Helvetica, Arial, sans-serif; fill: #59636e; }
@@ -46,7 +49,7 @@ def draw(report: Report) -> str:
         f"Calls per second, longer is faster; {f'median and range of {rounds} rounds' if rounds > 1 else 'one round'}. "
         "sqlite3 alone is the limit: one thread, no event loop, and adds at once in one transaction.",
         f"All with WAL and synchronous FULL, on {machine['filesystem']} with {machine['cores']} cores; "
-        f"SQLite {versions['sqlite']}, Python {versions['python']}, {report.about['date'][:10]}.",
+        f"SQLite {versions['sqlite']}{_server(report)}, Python {versions['python']}, {report.about['date'][:10]}.",
     )
     return "\n".join(
         [
@@ -58,6 +61,12 @@ def draw(report: Report) -> str:
             "</svg>\n",
         ]
     )
+
+
+def _server(report: Report) -> str:
+    measured = any(WORKLOADS[name].database is POSTGRES for name in report.outcomes)
+    version = report.about["versions"].get("postgresql")
+    return f", PostgreSQL {version} with synchronous_commit" if measured and version else ""
 
 
 def _panel(report: Report, workload: str, width: float) -> Iterator[str]:
@@ -73,7 +82,7 @@ def _panel(report: Report, workload: str, width: float) -> Iterator[str]:
     yield f'<text class="title" x="0" y="24">{escape(title[0].upper() + title[1:])}</text>'
     for place, (system, speed) in enumerate(speeds.items()):
         y = HEAD + ROW * place
-        kind = {"agentmem": " own", "sqlite3": " limit"}.get(system, "")
+        kind = KINDS.get(system, "")
         name = SYSTEMS[system].title
         yield f'<text class="{kind.strip()}" x="{LABEL - 8}" y="{y}" text-anchor="end">{escape(name)}</text>'
         if speed is None:

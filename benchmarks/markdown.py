@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from .databases import DATABASES, Database
 from .report import Report, costs, figure
 from .rivals import SYSTEMS
 from .targets import TARGETS, Target
@@ -12,21 +13,26 @@ from .workloads import WORKLOADS
 
 
 def tables(report: Report) -> str:
-    """A row for each workload with the systems' medians, and a row for each target."""
-    return "\n".join([*_workloads(report), "", *_targets(report), "", _about(report), ""])
+    """A table for each database, a row for each workload with the systems' medians; and a row for each target."""
+    workloads = [line for database in DATABASES for line in _workloads(report, database)]
+    return "\n".join([*workloads, *_targets(report), "", _about(report), ""])
 
 
-def _workloads(report: Report) -> Iterator[str]:
-    systems = [name for name in SYSTEMS if any(name in outcomes for outcomes in report.outcomes.values())]
+def _workloads(report: Report, database: Database) -> Iterator[str]:
+    measured = {name: found for name, found in report.outcomes.items() if WORKLOADS[name].database is database}
+    if not measured:
+        return
+    systems = [name for name in SYSTEMS if any(name in outcomes for outcomes in measured.values())]
     yield f"| | {' | '.join(SYSTEMS[name].title for name in systems)} |"
     yield f"|---{'|---:' * len(systems)}|"
-    for workload in report.outcomes:
+    for workload in measured:
         rows = {row.system: row for row in report.rows(workload)}
         cells = []
         for system in systems:
             summary = rows[system].summary if system in rows else None
             cells.append("–" if summary is None else figure(summary.median, WORKLOADS[workload].metrics[0]))
         yield f"| {report.title(workload)} | {' | '.join(cells)} |"
+    yield ""
 
 
 def _targets(report: Report) -> Iterator[str]:

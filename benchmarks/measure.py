@@ -11,7 +11,6 @@ import contextlib
 import inspect
 import multiprocessing
 import os
-import sqlite3
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
@@ -20,21 +19,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from time import perf_counter
 from typing import Any
-from unittest import mock
 
-from .bench import SCALES, TURNS, Bench, Metrics
+from .bench import SCALES, Bench, Metrics
+from .durability import Refused, verify_durability
 from .material import History
+from .postgres import NoServer
 from .process_workloads import START_METHOD
 from .rivals import SYSTEMS
 from .systems import System, Unsupported
 from .workloads import WORKLOADS
-
-REQUIRED = ("wal", 2)
-"""Journal mode, and FULL as ``PRAGMA synchronous`` gives it (sqlite.org/pragma.html#pragma_synchronous)."""
-
-
-class Refused(Exception):  # noqa: N818  an outcome
-    """The system's durability is not the one that all are measured at."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +35,7 @@ class Outcome:
     """What came of one job.
 
     Attributes:
-        status: "ok", "unsupported", "refused" (another durability), "failed" or "not installed".
+        status: "ok", "unsupported", "refused" (another durability), "failed", "not installed" or "no server".
         detail: why it is not "ok".
         failures: of calls within a workload that went on nevertheless: how many, by error.
         took_s: the whole job, with all that was not timed.
@@ -109,6 +102,9 @@ def _serve(pipe: Any, name: str) -> None:
     except ImportError as error:
         pipe.send(Outcome("not installed", str(error)))
         return
+    except NoServer as error:
+        pipe.send(Outcome("no server", str(error)))
+        return
     pipe.send(Outcome("ok"))
     pipe.send(dict(_versions(SYSTEMS[name])))
     context: Any = multiprocessing.get_context(START_METHOD)
@@ -124,6 +120,7 @@ def _versions(system: type[System]) -> Iterator[tuple[str, str]]:
     for package in system.packages:
         with contextlib.suppress(PackageNotFoundError):
             yield package, version(package)
+    yield from system.other_versions().items()
 
 
 def _in_own_process(context: Any, function: Callable[..., Outcome], args: Any, timeout_s: float) -> Outcome:
@@ -169,64 +166,10 @@ def _run(name: str, workload: str, scale: str, history: Path | None, folder: Pat
     run = WORKLOADS[workload].run
     with tempfile.TemporaryDirectory(dir=folder) as own, open(os.devnull, "w") as nowhere:
         bench = Bench(SYSTEMS[name], SCALES[scale], Path(own), history)
-        with contextlib.redirect_stdout(nowhere):
-            metrics: Metrics = asyncio.run(run(bench)) if inspect.iscoroutinefunction(run) else run(bench)
-        verify_durability(bench)
+        try:
+            with contextlib.redirect_stdout(nowhere):
+                metrics: Metrics = asyncio.run(run(bench)) if inspect.iscoroutinefunction(run) else run(bench)
+            verify_durability(bench)
+        finally:
+            bench.kind.clean(bench.folder)
     return Outcome("ok", metrics=metrics, failures=bench.failures)
-
-
-def verify_durability(bench: Bench) -> None:
-    """Look up the durability in every connection that the system opens, on a file of its own, untimed.
-
-    Raises:
-        Refused: it is not ``REQUIRED``, or could not be looked up.
-    """
-    connections: list[Any] = []
-    connect = sqlite3.connect
-
-    def watched(kind: type[Any]) -> type[Any]:
-        class Watched(kind):  # type: ignore[misc]  # whatever class of connection the system asks for
-            durability: tuple[str, int] | None = None
-
-            def look(self) -> None:
-                with contextlib.suppress(sqlite3.ProgrammingError):  # closed already, or in use by another thread
-                    self.durability = tuple(
-                        sqlite3.Connection.execute(self, f"PRAGMA {name}").fetchone()[0]
-                        for name in ("journal_mode", "synchronous")
-                    )
-
-            def execute(self, sql: str, *args: Any) -> Any:
-                result = super().execute(sql, *args)
-                if sql == "COMMIT":  # agentmem's connections serve until they are closed, in their close()
-                    self.look()
-                return result
-
-            def close(self) -> None:
-                self.look()
-                super().close()
-
-        return Watched
-
-    def watching(database: Any, *args: Any, factory: Any = sqlite3.Connection, **kwargs: Any) -> Any:
-        if isinstance(factory, type):
-            connection: Any = connect(database, *args, factory=watched(factory), **kwargs)
-        else:  # a function
-            connection = connect(database, *args, factory=factory, **kwargs)
-            connection.__class__ = watched(type(connection))
-        connections.append(connection)
-        return connection
-
-    async def one_turn() -> None:
-        async with bench.new("durability.db") as system:
-            handle = await system.session("durability")
-            await handle.add(TURNS[0])
-            await handle.tail(2)
-            await handle.close()
-
-    with mock.patch("sqlite3.connect", watching):
-        asyncio.run(one_turn())
-    for connection in connections:
-        connection.look()  # some are never closed
-    found = {connection.durability for connection in connections}
-    if found != {REQUIRED}:
-        raise Refused(f"its connections have {found} as journal_mode and synchronous, not {REQUIRED}")

@@ -18,9 +18,6 @@ from .rivals import SYSTEMS
 from .timing import flush_us, hop_us
 from .workloads import WORKLOADS, Metric
 
-REFERENCES = ("agentmem", "sqlite3")
-"""The systems that all others are compared with."""
-
 
 class Summary(NamedTuple):
     """The middle and the ends of what the rounds gave."""
@@ -48,7 +45,8 @@ class Row(NamedTuple):
 
     Attributes:
         summary: of the workload's first metric; None where there is none.
-        ratios: its speed as a multiple of each of ``REFERENCES``; None where it cannot be said.
+        ratios: its speed as a multiple of agentmem's and of the driver's alone, on the same database; None where it
+            cannot be said.
         others: the other metrics' medians.
         remark: why there are no figures, or which calls failed.
     """
@@ -94,6 +92,7 @@ class Report:
     def rows(self, workload: str) -> list[Row]:
         """The workload's table, systems in the registry's order."""
         first, *rest = WORKLOADS[workload].metrics
+        references = WORKLOADS[workload].database.own, WORKLOADS[workload].database.limit
         rows = []
         for system in SYSTEMS:
             if system not in self.outcomes[workload]:
@@ -104,7 +103,7 @@ class Report:
                 Row(
                     system,
                     summarize(values) if values else None,
-                    tuple(self.speed_ratio(workload, system, reference) for reference in REFERENCES),
+                    tuple(self.speed_ratio(workload, system, reference) for reference in references),
                     {name: statistics.median(figures) for name, figures in others.items() if figures},
                     _remark(self.outcomes[workload][system]),
                 )
@@ -192,11 +191,17 @@ def describe_run(folder: Path, versions: dict[str, str], rounds: int) -> dict[st
 
 def costs(report: Report) -> str:
     """What the machine makes all systems pay, as a clause."""
-    machine = report.about["machine"]
-    return (
+    machine, server = report.about["machine"], report.about.get("postgres")
+    said = (
         f"flushing a page takes {machine['flush_us']:,.0f} µs here, a call in aiosqlite's thread and back "
         f"{machine['hop_us']:,.0f} µs"
     )
+    if server:
+        said += (
+            f", the way to the PostgreSQL server and back {server['round_trip_us']:,.0f} µs, with a commit "
+            f"{server['commit_us']:,.0f} µs"
+        )
+    return said
 
 
 def _cpu() -> str:

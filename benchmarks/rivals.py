@@ -12,11 +12,8 @@ from importlib import import_module
 from typing import Any, ClassVar
 
 from .material import History, Item
-from .systems import AgentMem, BareSQLite, Handle, System
-
-
-async def _nothing() -> None:
-    pass
+from .postgres import AgentMemPostgres, AgentsPostgres, BareAsyncpg
+from .systems import AgentMem, BareSQLite, Handle, System, nothing
 
 
 class _AgentsSDK(System):
@@ -77,7 +74,7 @@ class AgentsSQLAlchemy(_AgentsSDK):
 
     async def session(self, session_id: str) -> Handle:
         session = self._open(session_id)
-        return Handle(session.add_items, session.get_items, _nothing)
+        return Handle(session.add_items, session.get_items, nothing)
 
     def _open(self, session_id: str, **options: Any) -> Any:
         return import_module(self.modules[1]).SQLAlchemySession(session_id, engine=self._engine, **options)
@@ -100,7 +97,7 @@ class LangGraph(System):
 
     async def session(self, session_id: str) -> Handle:
         thread = _Thread(self._saver, session_id)
-        return Handle(thread.add, thread.tail, _nothing)
+        return Handle(thread.add, thread.tail, nothing)
 
     async def fill(self, history: History) -> None:
         # One checkpoint holds a whole session, so the system's own call is fast enough.
@@ -162,7 +159,7 @@ class ADK(System):
 
     async def session(self, session_id: str) -> Handle:
         conversation = _Conversation(self._service, session_id)
-        return Handle(conversation.add, conversation.tail, _nothing)
+        return Handle(conversation.add, conversation.tail, nothing)
 
     def insert(self, db: sqlite3.Connection, history: History) -> None:
         db.executemany(
@@ -229,5 +226,8 @@ SYSTEMS: dict[str, type[System]] = {
     "agents-sqlalchemy": AgentsSQLAlchemy,
     "langgraph": LangGraph,
     "adk": ADK,
+    "agentmem-postgres": AgentMemPostgres,
+    "asyncpg": BareAsyncpg,
+    "agents-postgres": AgentsPostgres,
 }
 """What is measured, by the name that ``--system`` takes; a new rival is a class above and a row here."""

@@ -13,9 +13,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import closing
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from time import perf_counter
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
+from .databases import SQLITE, Database
 from .material import MAIN, History, Item, in_chunks, items, turn
 from .timing import Tally, at_once
 
@@ -43,10 +45,11 @@ class SyncHandle(NamedTuple):
 
 
 class System(ABC):
-    """One way to store sessions in an SQLite file.
+    """One way to store sessions in an SQLite file, or in what stands for one.
 
     Attributes:
         title: as tables and the chart call it.
+        database: what it stores them in.
         modules: what it imports; imported before anything is timed.
         packages: whose versions the report gives.
         note: what a reader must know to compare; "" for nothing.
@@ -54,6 +57,7 @@ class System(ABC):
     """
 
     title: ClassVar[str]
+    database: ClassVar[Database] = SQLITE
     modules: ClassVar[tuple[str, ...]]
     packages: ClassVar[tuple[str, ...]]
     note: ClassVar[str] = ""
@@ -141,12 +145,37 @@ class System(ABC):
         for module in cls.modules:
             import_module(module)
 
+    @classmethod
+    def other_versions(cls) -> dict[str, str]:
+        """Versions of what is no Python package; asked after ``load``."""
+        return {}
+
+    @classmethod  # noqa: B027  files go with their folder
+    def clean(cls, folder: Path) -> None:
+        """Remove what stands for the files in this folder, where they are not files."""
+
     async def __aenter__(self: SelfT) -> SelfT:
         await self.open()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+
+async def nothing() -> None:
+    """The ``close`` of handles that have nothing to close."""
+
+
+async def add_history(store: Any, history: History) -> None:
+    """Write the history by the calls of an agentmem store, many at once."""
+    waiting: list[Awaitable[None]] = []
+    for session_id, count in history.sessions():
+        for chunk in in_chunks(items(count, tools=history.tools), 10_000):
+            waiting.append(store.session(session_id).add_items(chunk))
+            if len(waiting) == 1_000 or count > 10_000:
+                await asyncio.gather(*waiting)
+                waiting.clear()
+    await asyncio.gather(*waiting)
 
 
 class AgentMem(System):
@@ -187,14 +216,7 @@ class AgentMem(System):
         from agentmem import AsyncSessionStore
 
         async with AsyncSessionStore(self.path, durability="normal") as store:
-            waiting: list[Awaitable[None]] = []
-            for session_id, count in history.sessions():
-                for chunk in in_chunks(items(count, tools=history.tools), 10_000):
-                    waiting.append(store.session(session_id).add_items(chunk))
-                    if len(waiting) == 1_000 or count > 10_000:
-                        await asyncio.gather(*waiting)
-                        waiting.clear()
-            await asyncio.gather(*waiting)
+            await add_history(store, history)
 
 
 class BareSQLite(System):
@@ -226,10 +248,7 @@ class BareSQLite(System):
         async def tail(limit: int | None) -> list[Item]:
             return self._tail(session_id, limit)
 
-        async def close() -> None:
-            pass
-
-        return Handle(add, tail, close)
+        return Handle(add, tail, nothing)
 
     def sync_session(self, session_id: str) -> SyncHandle:
         asyncio.run(self.open())

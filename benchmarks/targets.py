@@ -169,4 +169,19 @@ TARGETS = (
         at_most=1.5,
     ),
     Target("import agentmem: openai modules loaded", Figure("import", "openai loaded"), at_most=0),
+    *(
+        Target(
+            f"PostgreSQL: {text}, to the SDK",
+            Figure(workload, metric, "agentmem-postgres"),
+            Figure(workload, metric, "agents-postgres"),
+            at_least=least,
+            at_most=most,
+        )
+        for text, workload, metric, least, most in (
+            ("64 sessions adding at once", "pg-add-many", ADDS, 20, None),
+            ("64 sessions reading", "pg-read-many", READS, 6, None),
+            ("one add, then the next", "pg-add", "add", None, 0.4),
+            ("last 20 of 5,000", "pg-tail", "last 20", None, 0.4),
+        )
+    ),
 )

@@ -6,15 +6,16 @@ where the workload's title says so.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from .bench import TURNS, Bench, Metrics, Scale, closed, cycle, opened, warmed
+from .databases import POSTGRES, SQLITE, Database
 from .material import MAIN, History, other
 from .process_workloads import PROCESSES, imports, open_handles, processes, sync
-from .systems import Handle
+from .systems import Handle, System
 from .timing import at_once, longest_stall_ms, one_by_one
 
 LIMIT = 20
@@ -166,6 +167,7 @@ class Workload:
         metrics: its figures, the one that systems are compared by first.
         history: what the file holds beforehand; None for a new one.
         in_chart: whether the chart shows it.
+        database: whose systems it is measured on.
     """
 
     title: str
@@ -173,6 +175,11 @@ class Workload:
     metrics: tuple[Metric, ...]
     history: Callable[[Scale], History] | None = None
     in_chart: bool = False
+    database: Database = SQLITE
+
+    def systems(self, named: Mapping[str, type[System]]) -> list[str]:
+        """Those of these that it is measured on."""
+        return [name for name, system in named.items() if system.database is self.database]
 
 
 def _many(scale: Scale) -> History:
@@ -183,16 +190,15 @@ def _huge(scale: Scale) -> History:
     return History(scale.huge, others=scale.huge)
 
 
+_ADD = (Metric("add", "µs"),)
+_ADDS = (Metric("adds", "/s", more_is_better=True),)
+_READS = (Metric("reads", "/s", more_is_better=True),)
 _TAIL = (Metric("last 20", "µs"), Metric("last 10", "µs"))
 
 WORKLOADS: dict[str, Workload] = {
-    "add": Workload("one add, then the next", add, (Metric("add", "µs"),), in_chart=True),
-    "add-many": Workload(
-        "{scale.many} sessions adding at once", add_many, (Metric("adds", "/s", more_is_better=True),), in_chart=True
-    ),
-    "add-crowd": Workload(
-        "{scale.crowd} sessions adding at once", add_crowd, (Metric("adds", "/s", more_is_better=True),)
-    ),
+    "add": Workload("one add, then the next", add, _ADD, in_chart=True),
+    "add-many": Workload("{scale.many} sessions adding at once", add_many, _ADDS, in_chart=True),
+    "add-crowd": Workload("{scale.crowd} sessions adding at once", add_crowd, _ADDS),
     "tail-short": Workload("the last 20 of {scale.short:,} items", tail, _TAIL, lambda scale: History(scale.short)),
     "tail-long": Workload(
         "the last 20 of {scale.long:,} items", tail, _TAIL, lambda scale: History(scale.long), in_chart=True
@@ -209,7 +215,7 @@ WORKLOADS: dict[str, Workload] = {
     "read-many": Workload(
         "{scale.many} sessions reading their last 10 at once",
         read_many,
-        (Metric("reads", "/s", more_is_better=True),),
+        _READS,
         _many,
         in_chart=True,
     ),
@@ -252,7 +258,7 @@ WORKLOADS: dict[str, Workload] = {
     "processes": Workload(
         f"{PROCESSES} processes on one file, 16 sessions adding at once in each",
         processes,
-        (Metric("adds", "/s", more_is_better=True),),
+        _ADDS,
     ),
     "sync": Workload(
         "calls from a script, without await",
@@ -273,5 +279,25 @@ WORKLOADS: dict[str, Workload] = {
             Metric("dependencies alone", "ms"),
             Metric("openai loaded", ""),
         ),
+    ),
+    "pg-add": Workload("PostgreSQL: one add, then the next", add, _ADD, in_chart=True, database=POSTGRES),
+    "pg-add-many": Workload(
+        "PostgreSQL: {scale.many} sessions adding at once", add_many, _ADDS, in_chart=True, database=POSTGRES
+    ),
+    "pg-tail": Workload(
+        "PostgreSQL: the last 20 of {scale.deep:,} items",
+        tail,
+        _TAIL,
+        lambda scale: History(scale.deep),
+        in_chart=True,
+        database=POSTGRES,
+    ),
+    "pg-read-many": Workload(
+        "PostgreSQL: {scale.many} sessions reading their last 10 at once",
+        read_many,
+        _READS,
+        _many,
+        in_chart=True,
+        database=POSTGRES,
     ),
 }

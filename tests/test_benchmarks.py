@@ -17,8 +17,9 @@ sys.path.append(str(REPO))  # the suite is not installed; at the end, so that ag
 
 from benchmarks.bench import SCALES, Bench
 from benchmarks.chart import draw
+from benchmarks.durability import Refused, verify_durability
 from benchmarks.markdown import tables, verdict
-from benchmarks.measure import Outcome, Refused, verify_durability
+from benchmarks.measure import Outcome
 from benchmarks.report import Report, Summary, paired_ratio, summarize
 from benchmarks.rivals import SYSTEMS
 from benchmarks.systems import BareSQLite
