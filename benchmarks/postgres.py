@@ -15,7 +15,7 @@ import os
 import statistics
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime, timedelta, timezone
 from hashlib import blake2b
 from importlib import import_module
@@ -281,9 +281,13 @@ class AgentsPostgres(PostgresSystem):
             server_url().replace("postgresql://", "postgresql+asyncpg://", 1),
             pool_size=self.connections,
             max_overflow=0,
+            pool_use_lifo=True,  # calls one by one have one connection, which knows their statements
             connect_args={"server_settings": {"search_path": self.schema}},
         )
         await self._open("first", create_tables=True).get_items(1)
+        async with AsyncExitStack() as stack:  # its pool would open each when it is first needed, and be timed with it
+            for _ in range(self.connections):
+                await stack.enter_async_context(self._engine.connect())
 
     async def close(self) -> None:
         await self._engine.dispose()
