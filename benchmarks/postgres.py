@@ -82,6 +82,34 @@ async def costs_us() -> dict[str, float]:
         }
 
 
+def schema_of(path: str) -> str:
+    """The schema that stands for the file at this path; a plain name that needs no quotes."""
+    return f"agentmem_bench_{blake2b(path.encode(), digest_size=8).hexdigest()}"
+
+
+async def make_schema(path: str) -> None:
+    """Make that schema, if there is none."""
+    async with connected() as db:
+        await db.execute(f"CREATE SCHEMA IF NOT EXISTS {schema_of(path)}")
+        comment = await db.fetchval("SELECT quote_literal($1::text)", path)
+        await db.execute(f"COMMENT ON SCHEMA {schema_of(path)} IS {comment}")
+
+
+async def vacuum(schema: str) -> None:
+    """Do what the server would else do while it is measured."""
+    async with connected() as db:
+        for table in await tables(db, schema):
+            await db.execute(f"VACUUM (ANALYZE) {table}")
+
+
+async def tables(db: Any, schema: str) -> list[str]:
+    """The tables in a schema, quoted for SQL."""
+    rows = await db.fetch(
+        "SELECT oid::regclass::text FROM pg_class WHERE relnamespace = $1::regnamespace AND relkind = 'r'", schema
+    )
+    return [table for (table,) in rows]
+
+
 async def drop_schemas(folder: Path) -> None:
     """Drop the schemas that stand for files in this folder."""
     async with connected() as db:
@@ -97,7 +125,7 @@ class PostgresSystem(System):
     """One way to store sessions in PostgreSQL.
 
     Attributes:
-        schema: stands for the file at `path`; a plain name that needs no quotes.
+        schema: stands for the file at `path`.
     """
 
     database = POSTGRES
@@ -105,13 +133,10 @@ class PostgresSystem(System):
 
     def __init__(self, path: str) -> None:
         super().__init__(path)
-        self.schema = f"agentmem_bench_{blake2b(path.encode(), digest_size=8).hexdigest()}"
+        self.schema = schema_of(path)
 
     async def open(self) -> None:
-        async with connected() as db:
-            await db.execute(f"CREATE SCHEMA IF NOT EXISTS {self.schema}")
-            comment = await db.fetchval("SELECT quote_literal($1::text)", self.path)
-            await db.execute(f"COMMENT ON SCHEMA {self.schema} IS {comment}")
+        await make_schema(self.path)
         await self.connect()
 
     @abstractmethod
@@ -124,13 +149,7 @@ class PostgresSystem(System):
             await handle.add(turn(0))
             await handle.close()
             await self.copy(history)
-        async with connected() as db:
-            tables = await db.fetch(
-                "SELECT oid::regclass::text FROM pg_class WHERE relnamespace = $1::regnamespace AND relkind = 'r'",
-                self.schema,
-            )
-            for (table,) in tables:
-                await db.execute(f"VACUUM (ANALYZE) {table}")  # else the server does it while it is measured
+        await vacuum(self.schema)
 
     @abstractmethod
     async def copy(self, history: History) -> None:
@@ -178,7 +197,9 @@ class AgentMemPostgres(PostgresSystem):
         return Handle(session.add_items, session.get_items, session.close)
 
     async def copy(self, history: History) -> None:
-        await add_history(self._store, history)  # by its own calls: they know what the tables look like today
+        await add_history(
+            self._store, history.sessions(), tools=history.tools
+        )  # by its own calls: they know what the tables look like today
 
 
 class BareAsyncpg(PostgresSystem):
@@ -188,10 +209,10 @@ class BareAsyncpg(PostgresSystem):
     modules = ("asyncpg", "json")
     packages = ("asyncpg",)
     note = (
-        "a statement per call on ten connections; where many sessions add at once, all rows go into one single "
+        "a statement per call, on ten connections; where many sessions add at once, all rows go into one single "
         "transaction, a statement for a turn of each"
     )
-    connections: ClassVar[int] = 10
+    connections = 10
 
     _TABLES = """
         CREATE TABLE IF NOT EXISTS {0}.sessions (session_id text PRIMARY KEY, next bigint NOT NULL);

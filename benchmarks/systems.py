@@ -9,7 +9,7 @@ import asyncio
 import json
 import sqlite3
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import closing
 from functools import partial
 from importlib import import_module
@@ -166,11 +166,11 @@ async def nothing() -> None:
     """The ``close`` of handles that have nothing to close."""
 
 
-async def add_history(store: Any, history: History) -> None:
-    """Write the history by the calls of an agentmem store, many at once."""
+async def add_history(store: Any, sessions: Iterable[tuple[str, int]], *, tools: bool = False) -> None:
+    """Write these sessions, each with so many items, by the calls of an agentmem store, many at once."""
     waiting: list[Awaitable[None]] = []
-    for session_id, count in history.sessions():
-        for chunk in in_chunks(items(count, tools=history.tools), 10_000):
+    for session_id, count in sessions:
+        for chunk in in_chunks(items(count, tools=tools), 10_000):
             waiting.append(store.session(session_id).add_items(chunk))
             if len(waiting) == 1_000 or count > 10_000:
                 await asyncio.gather(*waiting)
@@ -216,7 +216,7 @@ class AgentMem(System):
         from agentmem import AsyncSessionStore
 
         async with AsyncSessionStore(self.path, durability="normal") as store:
-            await add_history(store, history)
+            await add_history(store, history.sessions(), tools=history.tools)
 
 
 class BareSQLite(System):
