@@ -4,7 +4,7 @@ Rules kept here:
 
 - A shard is chosen by a hash that is the same in every process and release, and by nothing else.
 - Traffic is Zipf-like: the session of rank r has a share in proportion to ``1 / r ** exponent``. With 0 all sessions
-  are alike; 1 is Zipf's law, where the busiest of 1,000 makes an eighth of all traffic, as a bot's or a channel's might.
+  are alike; 1 is Zipf's law, where the busiest of 1,000 makes an eighth of all traffic, as a bot's might.
 - Nothing is measured. The same arguments give the same figures.
 """
 

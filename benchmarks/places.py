@@ -118,7 +118,6 @@ _ITEMS = """
     INSERT INTO {0}.agentmem_items (session_id, position, item)
     SELECT 'other-' || lpad(number::text, 7, '0'), position, CASE position % 2 WHEN 0 THEN $4::text ELSE $5::text END
     FROM generate_series($1::int, $2::int) AS number, generate_series(0, $3::bigint - 1) AS position
-    ORDER BY number, position
 """
 
 

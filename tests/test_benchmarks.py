@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -17,15 +18,22 @@ sys.path.append(str(REPO))  # the suite is not installed; at the end, so that ag
 
 from benchmarks.bench import SCALES, Bench
 from benchmarks.chart import draw
+from benchmarks.databases import DATABASES, POSTGRES, SQLITE
 from benchmarks.durability import Refused, verify_durability
 from benchmarks.markdown import tables, verdict
 from benchmarks.measure import Outcome
+from benchmarks.postgres import URL_VARIABLE, BareAsyncpg, NoServer, connected, server_url
 from benchmarks.report import Report, Summary, paired_ratio, summarize
 from benchmarks.rivals import SYSTEMS
+from benchmarks.run import run
 from benchmarks.systems import BareSQLite
 from benchmarks.targets import TARGETS, Figure, Target
 from benchmarks.timing import Tally, at_once, one_by_one
 from benchmarks.workloads import WORKLOADS
+
+ON_SQLITE = {name: workload for name, workload in WORKLOADS.items() if workload.database is SQLITE}
+ON_POSTGRES = {name: workload for name, workload in WORKLOADS.items() if workload.database is POSTGRES}
+POSTGRES_SYSTEMS = [name for name, system in SYSTEMS.items() if system.database is POSTGRES]
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +60,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_workload_gives_every_metric_on_agentmem_and_on_sqlite3(folder: Path) -> None:
     report = Report.from_json(json.loads((folder / "b.json").read_text(encoding="utf-8")))
-    assert set(report.outcomes) == set(WORKLOADS)
-    for name, workload in WORKLOADS.items():
+    assert set(report.outcomes) == set(ON_SQLITE)
+    for name, workload in ON_SQLITE.items():
         for system in ("agentmem", "sqlite3"):
             (outcome,) = report.outcomes[name][system]
             if (name, system) == ("window", "sqlite3") or (name == "handles" and sys.platform != "linux"):
@@ -83,13 +91,13 @@ def test_the_chart_is_an_svg_with_a_bar_for_each_figure(folder: Path) -> None:
     root = ElementTree.parse(folder / "b.svg").getroot()
     bars = [element for element in root.iter() if element.tag.endswith("}rect")]
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
-    assert len(bars) == 2 * sum(workload.in_chart for workload in WORKLOADS.values())
+    assert len(bars) == 2 * sum(workload.in_chart for workload in ON_SQLITE.values())
 
 
 def test_the_tables_for_the_readme_have_a_row_for_each_workload_and_target(folder: Path) -> None:
     rows = [line for line in (folder / "b.md").read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
-    own = [target for target in TARGETS if target.of is None or target.of.system in ("agentmem", "sqlite3")]
-    assert len(rows) == 1 + len(WORKLOADS) + 1 + len(own)
+    own = [target for target in TARGETS if (target.of or target.figure).system in ("agentmem", "sqlite3")]
+    assert len(rows) == 1 + len(ON_SQLITE) + 1 + len(own)
     assert rows[0] == "| | agentmem | sqlite3 alone | LangGraph AsyncSqliteSaver |"
 
 
@@ -106,13 +114,16 @@ def test_the_readme_shows_the_chart_and_the_tables_of_the_run_that_is_kept() -> 
     shown = readme.partition("<!-- tables -->\n")[2].partition("<!-- end of tables -->")[0]
     assert shown == tables(report)
     assert (REPO / "benchmarks" / "chart.svg").read_text(encoding="utf-8") == draw(report)
-    assert (report.scale, set(report.outcomes)) == ("full", set(WORKLOADS))
+    # A database is measured with all of its workloads or, as PostgreSQL until the next run, with none.
+    assert report.scale == "full"
+    assert set(report.outcomes) in (set(WORKLOADS), set(ON_SQLITE))
     assert "](benchmarks/chart.svg)" in readme
 
 
 def test_each_target_that_the_kept_run_missed_has_its_reason() -> None:
     report = Report.from_json(json.loads((REPO / "benchmarks" / "results.json").read_text(encoding="utf-8")))
-    missed = [target for target in TARGETS if (measured := target.measured(report)) is None or not target.met(measured)]
+    run = [target for target in TARGETS if target.figure.workload in report.outcomes]
+    missed = [target for target in run if (measured := target.measured(report)) is None or not target.met(measured)]
     assert [target.text for target in missed if not target.when_missed] == []
 
 
@@ -177,6 +188,96 @@ def test_a_system_with_another_durability_is_refused(tmp_path: Path) -> None:
     verify_durability(Bench(BareSQLite, SCALES["tiny"], tmp_path))
     with pytest.raises(Refused, match=r"\('wal', 1\)"):
         verify_durability(Bench(Careless, SCALES["tiny"], tmp_path))
+
+
+def measured_on_postgres(folder: Path, *systems: str) -> Report:
+    return run("tiny", list(WORKLOADS), systems, 1, folder, lambda what, done, total: None)
+
+
+@pytest.fixture
+def server() -> str:
+    """A PostgreSQL server that answers, and a driver for it."""
+    pytest.importorskip("asyncpg")
+
+    async def answers() -> None:
+        async with connected():
+            pass
+
+    try:
+        asyncio.run(answers())
+    except NoServer as error:
+        pytest.skip(str(error))
+    return server_url()
+
+
+def schemas_of(folder: Path) -> list[str]:
+    async def found() -> list[str]:
+        async with connected() as db:
+            comments = await db.fetch("SELECT obj_description(oid, 'pg_namespace') FROM pg_namespace")
+        return [comment for (comment,) in comments if comment and comment.startswith(str(folder))]
+
+    return asyncio.run(found())
+
+
+def test_where_no_server_answers_the_rows_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("asyncpg")
+    monkeypatch.setenv(URL_VARIABLE, "postgresql://somebody:secret@127.0.0.1:1/none")
+    report = measured_on_postgres(tmp_path, "asyncpg")
+    assert set(report.outcomes) == set(ON_POSTGRES)
+    for systems in report.outcomes.values():
+        (outcome,) = systems["asyncpg"]
+        assert outcome.status == "no server"
+        assert "no PostgreSQL at 127.0.0.1:1/none: " in outcome.detail
+        assert "secret" not in outcome.detail
+    assert "asyncpg alone" in tables(report)
+
+
+def test_every_workload_gives_every_metric_on_postgres(server: str, tmp_path: Path) -> None:
+    installed = [name for name in POSTGRES_SYSTEMS if all(map(present, SYSTEMS[name].modules))]
+    report = measured_on_postgres(tmp_path, *installed)
+    assert {"agentmem-postgres", "asyncpg"} <= set(installed)
+    for name, workload in ON_POSTGRES.items():
+        for system in installed:
+            (outcome,) = report.outcomes[name][system]
+            assert (outcome.status, outcome.detail, outcome.failures) == ("ok", "", {}), (name, system)
+            assert set(outcome.metrics) == {metric.name for metric in workload.metrics}
+    again = Report.from_json(json.loads(json.dumps(report.to_json())))
+    assert tables(again) == tables(report)
+    assert "postgresql" in report.about["versions"]
+    assert "the way to the PostgreSQL server and back" in tables(report)
+    assert f"PostgreSQL {report.about['versions']['postgresql']}" in draw(report)
+    assert schemas_of(tmp_path) == []
+
+
+def present(module: str) -> bool:
+    try:
+        import_module(module)
+    except ImportError:
+        return False
+    return True
+
+
+def test_a_postgres_system_that_does_not_wait_for_the_flush_is_refused(server: str, tmp_path: Path) -> None:
+    class Careless(BareAsyncpg):
+        _ADD = BareAsyncpg._ADD.replace(
+            "FROM unnest", "FROM (SELECT set_config('synchronous_commit', 'off', true)) AS local, unnest"
+        )
+
+    try:
+        verify_durability(Bench(BareAsyncpg, SCALES["tiny"], tmp_path / "right"))
+        with pytest.raises(Refused, match=r"\('on', 'off'\)"):
+            verify_durability(Bench(Careless, SCALES["tiny"], tmp_path / "careless"))
+    finally:
+        BareAsyncpg.clean(tmp_path)
+    assert schemas_of(tmp_path) == []
+
+
+def test_systems_are_compared_with_those_on_the_same_database() -> None:
+    for database in DATABASES:
+        assert {SYSTEMS[name].database for name in (database.own, database.limit)} == {database}
+    for target in TARGETS:
+        for figure in filter(None, (target.figure, target.of)):
+            assert SYSTEMS[figure.system].database is WORKLOADS[figure.workload].database
 
 
 def test_every_target_is_about_figures_that_the_suite_measures() -> None:
