@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from .load import MOST_CONNECTIONS
-from .material import item, other
+from .material import item
 from .postgres import URL_VARIABLE, BareAsyncpg, connected, drop_schemas, make_schema, schema_of, tables, vacuum
-from .systems import BareSQLite, Handle, System, add_history, nothing
+from .systems import BareSQLite, Handle, System, nothing
 
 ITEMS = 10
 """Of each stored session: five turns, so that a read of the newest ten has ten."""
@@ -68,6 +69,33 @@ class Place:
     size_bytes: Callable[[], int]
 
 
+# Straight into the engines' tables: by their own calls a million sessions would take minutes.
+_SQLITE_SESSIONS = """
+    INSERT INTO agentmem_sessions (session_id, next_position, created_at, updated_at)
+    WITH RECURSIVE counted (number, place) AS (
+        SELECT ?1, 1 UNION ALL SELECT number + 1, place + 1 FROM counted WHERE place < ?2
+    )
+    SELECT printf('other-%07d', number), ?3, strftime('%s'), strftime('%s') FROM counted
+"""
+_SQLITE_ITEMS = """
+    INSERT INTO agentmem_items (item_key, created_at, item)
+    WITH RECURSIVE positions (position) AS (
+        SELECT 0 UNION ALL SELECT position + 1 FROM positions WHERE position < ?2 - 1
+    )
+    SELECT session_key << 32 | position, created_at, iif(position % 2, ?4, ?3)
+    FROM agentmem_sessions CROSS JOIN positions WHERE session_key > ?1 ORDER BY session_key, position
+"""
+_POSTGRES_SESSIONS = """
+    INSERT INTO {0}.agentmem_sessions (session_id, next_position)
+    SELECT 'other-' || lpad(number::text, 7, '0'), $3 FROM generate_series($1::int, $2::int) AS number
+"""
+_POSTGRES_ITEMS = """
+    INSERT INTO {0}.agentmem_items (session_id, position, item)
+    SELECT 'other-' || lpad(number::text, 7, '0'), position, CASE position % 2 WHEN 0 THEN $4::text ELSE $5::text END
+    FROM generate_series($1::int, $2::int) AS number, generate_series(0, $3::bigint - 1) AS position
+"""
+
+
 @contextlib.contextmanager
 def place(url: str) -> Iterator[Place]:
     """The database at a URL, or an SQLite file at a path; what is stored in it is removed afterwards.
@@ -92,33 +120,38 @@ def _in_file(path: Path) -> Iterator[Place]:
         if file.exists():
             raise ValueError(f"{file} exists; name a file that does not, because it is deleted afterwards")
 
-    async def fill(numbers: range) -> None:
-        async with Store(str(path), durability="normal") as system:
-            await add_history(system.store, ((other(number), ITEMS) for number in numbers))
+    async def prepare() -> None:
+        async with Store(str(path)):
+            pass  # has the tables made
+
+    def fill(numbers: range) -> None:
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+            db.execute("PRAGMA synchronous = OFF")
+            db.execute("BEGIN IMMEDIATE")
+            db.execute(_SQLITE_SESSIONS, (numbers[0], len(numbers), ITEMS))
+            (first,) = db.execute("SELECT max(session_key) - ? FROM agentmem_sessions", (len(numbers),)).fetchone()
+            db.execute(_SQLITE_ITEMS, (first, ITEMS, json.dumps(item(0)), json.dumps(item(1))))
+            db.execute("COMMIT")
+
+    def settle() -> None:
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        with path.open("r+b") as file:
+            os.fsync(file.fileno())  # else the first checkpoint waits for gigabytes
 
     try:
+        asyncio.run(prepare())
         yield Place(
             about=f"SQLite, in {path}",
             make=partial(Store, str(path)),
             bare=lambda clients: BareSQLite(str(bare)),
-            fill=lambda numbers: asyncio.run(fill(numbers)),
-            settle=lambda: None,  # closing the file has written the WAL back
+            fill=fill,
+            settle=settle,
             size_bytes=lambda: sum(file.stat().st_size for file in files[:3] if file.exists()),
         )
     finally:
         for file in files:
             file.unlink(missing_ok=True)
-
-
-_SESSIONS = """
-    INSERT INTO {0}.agentmem_sessions (session_id, next_position)
-    SELECT 'other-' || lpad(number::text, 7, '0'), $3 FROM generate_series($1::int, $2::int) AS number
-"""
-_ITEMS = """
-    INSERT INTO {0}.agentmem_items (session_id, position, item)
-    SELECT 'other-' || lpad(number::text, 7, '0'), position, CASE position % 2 WHEN 0 THEN $4::text ELSE $5::text END
-    FROM generate_series($1::int, $2::int) AS number, generate_series(0, $3::bigint - 1) AS position
-"""
 
 
 @contextlib.contextmanager
@@ -142,12 +175,13 @@ def _on_server(url: str) -> Iterator[Place]:
                 return ", ".join([f"{name} {await db.fetchval(f'SHOW {name}')}" for name in names])
 
         async def fill(numbers: range) -> None:
-            # Straight into its tables: by its own calls a million sessions would take minutes.
             first, last = numbers[0], numbers[-1]
             async with connected() as db:
                 await db.execute("SET synchronous_commit = off")
-                await db.execute(_SESSIONS.format(schema), first, last, ITEMS)
-                await db.execute(_ITEMS.format(schema), first, last, ITEMS, json.dumps(item(0)), json.dumps(item(1)))
+                await db.execute(_POSTGRES_SESSIONS.format(schema), first, last, ITEMS)
+                await db.execute(
+                    _POSTGRES_ITEMS.format(schema), first, last, ITEMS, json.dumps(item(0)), json.dumps(item(1))
+                )
 
         async def settle() -> None:
             await vacuum(schema)

@@ -195,9 +195,11 @@ def measured_on_postgres(folder: Path, *systems: str) -> Report:
 
 
 @pytest.fixture
-def server() -> str:
+def postgres(request: pytest.FixtureRequest) -> str:
     """A PostgreSQL server that answers, and a driver for it."""
-    pytest.importorskip("asyncpg")
+    required = "postgresql" in request.config.getoption("--require-engine")
+    if not required:
+        pytest.importorskip("asyncpg")
 
     async def answers() -> None:
         async with connected():
@@ -206,6 +208,8 @@ def server() -> str:
     try:
         asyncio.run(answers())
     except NoServer as error:
+        if required:
+            pytest.fail(f"--require-engine postgresql, but there is none: {error}")
         pytest.skip(str(error))
     return server_url()
 
@@ -232,7 +236,7 @@ def test_where_no_server_answers_the_rows_say_so(tmp_path: Path, monkeypatch: py
     assert "asyncpg alone" in tables(report)
 
 
-def test_every_workload_gives_every_metric_on_postgres(server: str, tmp_path: Path) -> None:
+def test_every_workload_gives_every_metric_on_postgres(postgres: str, tmp_path: Path) -> None:
     installed = [name for name in POSTGRES_SYSTEMS if all(map(present, SYSTEMS[name].modules))]
     report = measured_on_postgres(tmp_path, *installed)
     assert {"agentmem-postgres", "asyncpg"} <= set(installed)
@@ -257,7 +261,7 @@ def present(module: str) -> bool:
     return True
 
 
-def test_a_postgres_system_that_does_not_wait_for_the_flush_is_refused(server: str, tmp_path: Path) -> None:
+def test_a_postgres_system_that_does_not_wait_for_the_flush_is_refused(postgres: str, tmp_path: Path) -> None:
     class Careless(BareAsyncpg):
         _ADD = BareAsyncpg._ADD.replace(
             "FROM unnest", "FROM (SELECT set_config('synchronous_commit', 'off', true)) AS local, unnest"
