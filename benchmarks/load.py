@@ -24,9 +24,14 @@ from .systems import Handle, System
 READ = 10
 
 MOST_CONNECTIONS = 64
-"""Of the driver alone, which has one for each client up to that many; a server takes 100, if not told otherwise."""
+"""Of the driver alone, in all processes; it has one for each client up to that many. A server takes 100 by default."""
 
 Call = Callable[[Handle], Awaitable[object]]
+
+
+def connections_each(clients: int, processes: int) -> int:
+    """How many connections the driver alone has in each process."""
+    return max(1, min(clients, MOST_CONNECTIONS) // min(clients, processes))
 
 
 @dataclass(frozen=True)

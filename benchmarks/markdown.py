@@ -42,7 +42,8 @@ def _targets(report: Report) -> Iterator[str]:
         measured = target.measured(report)
         if measured is not None:
             said = f"{measured:,.3g}{' ×' if target.of else ''}"
-            yield f"| {target.text} | {target.bound()} | {said}{verdict(target, measured, report.about['machine'])} |"
+            costs_us = {**report.about["machine"], **report.about.get("postgres", {})}
+            yield f"| {target.text} | {target.bound()} | {said}{verdict(target, measured, costs_us)} |"
 
 
 def verdict(target: Target, measured: float, machine: Mapping[str, Any]) -> str:

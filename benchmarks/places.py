@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .load import MOST_CONNECTIONS
 from .material import item
 from .postgres import URL_VARIABLE, BareAsyncpg, connected, drop_schemas, make_schema, schema_of, tables, vacuum
 from .systems import BareSQLite, Handle, System, nothing
@@ -55,7 +54,7 @@ class Place:
     Attributes:
         about: what it is, and with which settings.
         make: agentmem on it, closed.
-        bare: its driver alone, with one connection for each of so many clients, up to ``MOST_CONNECTIONS``.
+        bare: its driver alone, with so many connections where it has several.
         fill: stores the sessions of these numbers.
         settle: has the database do now what it would else do while it is measured.
         size_bytes: of all that agentmem stores.
@@ -144,7 +143,7 @@ def _in_file(path: Path) -> Iterator[Place]:
         yield Place(
             about=f"SQLite, in {path}",
             make=partial(Store, str(path)),
-            bare=lambda clients: BareSQLite(str(bare)),
+            bare=lambda connections: BareSQLite(str(bare)),
             fill=fill,
             settle=settle,
             size_bytes=lambda: sum(file.stat().st_size for file in files[:3] if file.exists()),
@@ -161,9 +160,9 @@ def _on_server(url: str) -> Iterator[Place]:
         path, bare = (os.path.join(folder, name) for name in ("agentmem", "bare"))
         schema = schema_of(path)
 
-        def bare_system(clients: int) -> System:
+        def bare_system(connections: int) -> System:
             system = BareAsyncpg(bare)
-            system.connections = min(clients, MOST_CONNECTIONS)
+            system.connections = connections
             return system
 
         async def prepare() -> str:

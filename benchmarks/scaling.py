@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
 
-from .load import READ, Calls, Load, run_load
+from .load import READ, Calls, Load, connections_each, run_load
 from .partitions import simulated_table
 from .places import ITEMS, Place, place
 from .postgres import NoServer, server_url
@@ -54,8 +54,7 @@ def measure(
         _progress(f"{count:,} sessions of {ITEMS} items: {_size(size_bytes)}")
         for number in clients:
             load = partial(Load, sessions=count, clients=number, processes=processes, seconds=seconds)
-            each = -(-number // min(processes, number))
-            bare, _ = run_load(load(make=partial(found.bare, each), reads=False))
+            bare, _ = run_load(load(make=partial(found.bare, connections_each(number, processes)), reads=False))
             appends, reads = run_load(load(make=found.make))
             row = Measured(count, size_bytes, number, appends, reads, bare)
             _progress("  " + " · ".join(_cells(row)[2:]))
@@ -127,9 +126,12 @@ def main(args: Sequence[str] | None = None) -> None:
                 f"call; an append is a turn of two items, a read the newest {READ}.\n",
                 flush=True,
             )
-            rows = list(measure(found, given.sessions, given.clients, given.processes, given.seconds))
-            print(table(rows))
-    except (ValueError, NoServer, ImportError) as error:
+            rows: list[Measured] = []
+            try:
+                rows.extend(measure(found, given.sessions, given.clients, given.processes, given.seconds))
+            finally:  # what a long run has measured is worth showing, whatever ended it
+                print(table(rows))
+    except (RuntimeError, ValueError, NoServer, ImportError) as error:
         sys.exit(str(error))
 
 

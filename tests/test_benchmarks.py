@@ -107,6 +107,15 @@ def test_a_target_that_is_missed_says_by_how_much_and_why() -> None:
     assert verdict(target, 150.0, {"flush_us": 25.2}) == ", **missed by 50 %**: a flush takes 25 µs"
 
 
+def test_a_target_that_is_missed_on_postgres_says_what_a_commit_costs_there() -> None:
+    machine = {"cpu": "x", "cores": 2, "filesystem": "ext4", "flush_us": 30.0, "hop_us": 10.0}
+    about = {"machine": machine, "postgres": {"commit_us": 1_700.0, "round_trip_us": 50.0}}
+    report = Report("full", {**about, "rounds": 1, "date": "2026-01-01", "versions": {}})
+    for system in POSTGRES_SYSTEMS:
+        report.add("pg-add", system, Outcome("ok", metrics={"add": 2_000.0}))
+    assert "missed by 150 %**: both commit once, which takes 1700 µs here, beside 50 µs for each way" in tables(report)
+
+
 def test_the_readme_shows_the_chart_and_the_tables_of_the_run_that_is_kept() -> None:
     kept = REPO / "benchmarks" / "results.json"
     report = Report.from_json(json.loads(kept.read_text(encoding="utf-8")))

@@ -13,7 +13,7 @@ from conftest import REPO
 sys.path.append(str(REPO))  # the suite is not installed; at the end, so that agentmem stays the one under test
 
 from agentmem import SQLiteSession
-from benchmarks.load import Calls, Load, run_load
+from benchmarks.load import Calls, Load, connections_each, run_load
 from benchmarks.material import MAIN
 from benchmarks.partitions import shard_of, simulate, simulated_table
 from benchmarks.places import ITEMS, place
@@ -129,6 +129,30 @@ def test_processes_that_work_at_the_same_time_add_up() -> None:
     assert together.per_second == 100.0
     assert together.percentile_ms(25) == pytest.approx(100)
     assert together.percentile_ms(99) == pytest.approx(300)
+
+
+def test_the_driver_alone_has_no_more_connections_than_a_server_takes() -> None:
+    for clients in (1, 3, 64, 512):
+        for processes in (1, 2, 4, 100):
+            assert 1 <= connections_each(clients, processes) * min(clients, processes) <= 100
+
+
+def test_what_was_measured_is_shown_when_the_run_breaks_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_first, loads = run_load, []
+
+    def break_off(load: Load) -> tuple[Calls, Calls]:
+        loads.append(load)
+        if len(loads) > 2:
+            raise RuntimeError("the server went away")
+        return run_first(load)
+
+    monkeypatch.setattr("benchmarks.scaling.run_load", break_off)
+    with pytest.raises(SystemExit, match="the server went away"):
+        main(["--url", str(tmp_path / "new.db"), "--sessions", "3", "--clients", "1", "2", "--seconds", "0.02"])
+    rows = [cells(line) for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][1:]
+    assert [row[2] for row in rows] == ["1"]
 
 
 def test_the_command_takes_several_numbers_after_one_name() -> None:
