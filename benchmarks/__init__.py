@@ -14,8 +14,9 @@ Rules kept here:
 - Figures compare within one run on one machine; no figure decides a build.
 
 The files, each importing only from those before it: ``databases``, ``material`` (what is stored), ``timing`` (clocks),
-``systems``, ``postgres`` and ``rivals`` (an adapter each), ``bench`` (what a workload is given), ``process_workloads``
-and ``workloads``, ``durability``, ``measure`` (processes), ``report`` (statistics), ``targets``, ``chart``,
-``markdown``, ``run``. A system is a class and a row in ``rivals.SYSTEMS``; a workload is a function and a row in
-``workloads.WORKLOADS``; a target is a row.
+``server``, ``systems``, ``postgres`` and ``rivals`` (an adapter each), ``bench`` (what a workload is given),
+``process_workloads`` and ``workloads``, ``durability``, ``measure`` (processes), ``report`` (statistics), ``targets``,
+``chart``, ``markdown``, ``run``. A system is a class and a row in ``rivals.SYSTEMS``; a workload is a function and a
+row in ``workloads.WORKLOADS``; a target is a row. ``python -m benchmarks.scaling`` is another command, with ``load``,
+``places`` and ``partitions``.
 """

@@ -13,7 +13,8 @@ from unittest import mock
 
 from .bench import TURNS, Bench
 from .databases import POSTGRES
-from .postgres import PostgresSystem, connected
+from .postgres import PostgresSystem
+from .server import connected
 
 REQUIRED = ("wal", 2)
 """Journal mode, and FULL as ``PRAGMA synchronous`` gives it (sqlite.org/pragma.html#pragma_synchronous)."""

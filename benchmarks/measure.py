@@ -23,9 +23,9 @@ from typing import Any
 from .bench import SCALES, Bench, Metrics
 from .durability import Refused, verify_durability
 from .material import History
-from .postgres import NoServer
 from .process_workloads import START_METHOD
 from .rivals import SYSTEMS
+from .server import NoServer
 from .systems import System, Unsupported
 from .workloads import WORKLOADS
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from .material import item
-from .postgres import URL_VARIABLE, BareAsyncpg, connected, drop_schemas, make_schema, schema_of, tables, vacuum
+from .postgres import BareAsyncpg
+from .server import URL_VARIABLE, connected, drop_schemas, make_schema, schema_of, tables, vacuum
 from .systems import BareSQLite, Handle, System, nothing
 
 ITEMS = 10

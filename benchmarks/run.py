@@ -11,9 +11,9 @@ from .bench import SCALES
 from .databases import DATABASES, POSTGRES
 from .material import History
 from .measure import Host, Outcome
-from .postgres import costs_us
 from .report import Report, describe_run
 from .rivals import SYSTEMS
+from .server import costs_us
 from .workloads import WORKLOADS
 
 OnProgress = Callable[[str, int, int], None]

@@ -20,7 +20,7 @@ from time import perf_counter
 from .load import READ, Calls, Load, connections_each, run_load
 from .partitions import simulated_table
 from .places import ITEMS, Place, place
-from .postgres import NoServer, server_url
+from .server import NoServer, server_url
 
 STEP = 20_000
 """Sessions stored between two signs of progress."""

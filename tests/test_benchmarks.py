@@ -22,10 +22,11 @@ from benchmarks.databases import DATABASES, POSTGRES, SQLITE
 from benchmarks.durability import Refused, verify_durability
 from benchmarks.markdown import tables, verdict
 from benchmarks.measure import Outcome
-from benchmarks.postgres import URL_VARIABLE, BareAsyncpg, NoServer, connected, server_url
+from benchmarks.postgres import BareAsyncpg
 from benchmarks.report import Report, Summary, paired_ratio, summarize
 from benchmarks.rivals import SYSTEMS
 from benchmarks.run import run
+from benchmarks.server import URL_VARIABLE, NoServer, connected, server_url
 from benchmarks.systems import BareSQLite
 from benchmarks.targets import TARGETS, Figure, Target
 from benchmarks.timing import Tally, at_once, one_by_one
