@@ -15,7 +15,7 @@ MOST_PROBLEMS = 100
 """How many problems a report describes. It counts the others."""
 
 Progress = Callable[[int, int], None]
-"""Told from time to time how many items were checked, and about how many there are."""
+"""Told from time to time how many items were dealt with, and about how many there are."""
 
 _TELL_EVERY_ITEMS = 1024
 

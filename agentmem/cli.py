@@ -9,7 +9,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.rule import Rule
 from rich.table import Table
 
+from .checking import CheckReport
+from .copying import CopyReport
 from .errors import AgentMemError, ModelError
 from .integrations.openai_agents import import_history
 from .items import message_text
@@ -164,18 +167,9 @@ def check(file: str) -> None:
 
     FILE is only read, while others may write to it.
     """
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=_errors, transient=True, disable=not _errors.is_terminal) as bar:
-        task = bar.add_task("checking", total=None)
-        report = SessionStore(file).check(progress=lambda done, of: bar.update(task, completed=done, total=of))
-    for problem in report.problems:
-        _write(str(problem), "red")
-    if report.problem_count > len(report.problems):
-        _write(f"and {report.problem_count - len(report.problems)} more", "red")
-    problems = "1 problem" if report.problem_count == 1 else f"{report.problem_count or 'no'} problems"
-    _write(f"{report.items} items of {report.sessions} sessions in {file}: {problems}.", "dim")
-    if report.problem_count:
-        sys.exit(1)
+    with _progress_bar("checking") as progress:
+        report = SessionStore(file).check(progress=progress)
+    _end_with(report, f"{report.items} items of {report.sessions} sessions in {file}")
 
 
 @main.command(cls=_Command)
@@ -185,6 +179,46 @@ def backup(file: str, target: str) -> None:
     """Copy FILE to TARGET, a new file, while others may write to it."""
     SessionStore(file).backup(target)
     _write(f"{file} copied to {target} ({Path(target).expanduser().stat().st_size / 1000:.0f} kB).", "green")
+
+
+@main.command(cls=_Command)
+@click.argument("source", type=click.Path(dir_okay=False))
+@click.argument("target", type=click.Path(dir_okay=False))
+def copy(source: str, target: str) -> None:
+    """Copy every session from SOURCE to TARGET, each a file or the URL of a database.
+
+    Run again, it copies what is new. A session that differs in TARGET is left as it is there, and named; the exit code
+    is 1 then. SOURCE is only read, while others may write to it. The times at which items were stored are not copied.
+    """
+    with (
+        closing(SessionStore(source)) as store,
+        closing(SessionStore(target)) as other,
+        _progress_bar("copying") as progress,
+    ):
+        report = store.copy_to(other, progress=progress)
+    already = f", {report.already_there} were there" if report.already_there else ""
+    _end_with(report, f"{report.items} items copied{already}, {report.sessions} sessions")
+
+
+@contextmanager
+def _progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar in a terminal, gone at the end; yields what is to be told how much is done, of how much."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=_errors, transient=True, disable=not _errors.is_terminal) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, of: bar.update(task, completed=done, total=of)
+
+
+def _end_with(report: CheckReport | CopyReport, summary: str) -> None:
+    """The problems, one a line, then the summary; ends with code 1 where there are any."""
+    for problem in report.problems:
+        _write(str(problem), "red")
+    if report.problem_count > len(report.problems):
+        _write(f"and {report.problem_count - len(report.problems)} more", "red")
+    problems = "1 problem" if report.problem_count == 1 else f"{report.problem_count or 'no'} problems"
+    _write(f"{summary}: {problems}.", "dim")
+    if report.problem_count:
+        sys.exit(1)
 
 
 def _ask() -> str:

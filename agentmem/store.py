@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from .checking import CheckReport, Progress
+from .copying import CopyReport, copy_sessions
 from .engines import open_engine
 from .replay import SessionSettings
 from .session import AsyncSession
@@ -99,6 +100,39 @@ class AsyncSessionStore:
             SessionClosedError: the store was closed.
         """
         await self._engine.backup(path)
+
+    async def copy_to(self, other: AsyncSessionStore, *, progress: Progress | None = None) -> CopyReport:
+        """Copy every session to another store, of this or another kind of database, while others go on to use this one.
+
+        Run again, it copies what is new. A session of which the other store holds a beginning, item for item, gets the
+        rest; one that is equal is left alone; one that differs is left as it is, and named in the report. So a copy
+        that was cancelled or killed is completed by the next one: what it copied of each session is a beginning of it.
+
+        Items go over as they are stored, byte for byte, corrupt ones too. After that they are read from both stores,
+        and their number and a digest compared. A session is copied up to the length that it had when it was listed;
+        items that are appended meanwhile are left to the next run. If it changes otherwise, or an item's text is no
+        UTF-8 or holds NUL, which not every database stores, the report says so, and the other sessions are copied.
+
+        Not copied: the times at which items were stored, which in the copy are those of the copy; sessions without
+        items; what is not in sessions. This store is only read, but an SQLite file must be one that may be written (or
+        be copied from a backup). Nobody else may write to the same sessions in `other` meanwhile, another copy
+        included: what came between is found and reported, but not undone.
+
+        Args:
+            other: the store that gets the sessions; opened, and its database made if there is none.
+            progress: called from time to time with how many items were dealt with and about how many there are, on
+                the event loop that copies.
+
+        Raises:
+            ValueError: both stores are on the same database.
+            TypeError: `other` is no store of this class.
+            StorageError: there is no database of agentmem's to copy from, and none was made to copy to; or one of the
+                two cannot be used (any more). The kinds are in ``agentmem.errors``.
+            SessionClosedError: one of the stores was closed.
+        """
+        if not isinstance(other, AsyncSessionStore):
+            raise TypeError(f"copy_to() takes a store of the same kind of class, got {type(other).__name__}")
+        return await copy_sessions(self._engine, other._engine, progress=progress)
 
     async def close(self) -> None:
         """Finish the calls under way and close. Later calls on the store's sessions raise SessionClosedError.

@@ -29,6 +29,7 @@ from anyio.from_thread import BlockingPortal
 from pydantic import BaseModel
 
 from .checking import CheckReport, Progress
+from .copying import CopyReport
 from .engines.lifecycle import around_fork, watch, when_program_ends
 from .replay import SessionSettings
 from .session import AsyncPostgresSession, AsyncSession, AsyncSQLiteSession, session_id_by_keyword
@@ -269,6 +270,11 @@ class SessionStore:
     @_docs_of(AsyncSessionStore.backup)
     def backup(self, path: str | os.PathLike[str]) -> None:
         run_blocking(self.async_store.backup, path)
+
+    @_docs_of(AsyncSessionStore.copy_to)
+    def copy_to(self, other: SessionStore, *, progress: Progress | None = None) -> CopyReport:
+        target: Any = getattr(other, "async_store", other)  # what is no store is refused there
+        return run_blocking(self.async_store.copy_to, target, progress=progress)
 
     @_docs_of(AsyncSessionStore.close)
     def close(self) -> None:

@@ -21,6 +21,7 @@ FLOORS = {
     "replay": 0,
     "conformance": 1,
     "engines": 1,
+    "copying": 2,
     "session": 2,
     "store": 2,
     "sync": 3,
