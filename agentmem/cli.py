@@ -196,8 +196,8 @@ def copy(source: str, target: str) -> None:
         _progress_bar("copying") as progress,
     ):
         report = store.copy_to(other, progress=progress)
-    already = f", {report.already_there} were there" if report.already_there else ""
-    _end_with(report, f"{report.items} items copied{already}, {report.sessions} sessions")
+    already = f", {report.already_there} were there already" if report.already_there else ""
+    _end_with(report, f"{report.items} items copied{already}; {report.sessions} sessions in the source")
 
 
 @contextmanager

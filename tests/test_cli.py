@@ -404,13 +404,19 @@ def test_check_counts_what_nobody_would_read(tmp_path: Path) -> None:
     assert (more, summary) == ("and 150 more", "250 items of 1 sessions in app.db: 250 problems.")
 
 
-@pytest.mark.parametrize("command", [["check", "no.db"], ["backup", "no.db", "copy.db"]])
+@pytest.mark.parametrize(
+    "command", [["check", "no.db"], ["backup", "no.db", "copy.db"], ["copy", "no.db", "new.db"]], ids=lambda c: c[0]
+)
 def test_a_missing_file_is_one_line_and_code_1_and_is_not_made(tmp_path: Path, command: list[str]) -> None:
     _failed_in_one_line(agentmem(tmp_path, *command), "there is no file", "no.db")
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("command", [["check", "notes.db"], ["backup", "notes.db", "copy.db"]])
+@pytest.mark.parametrize(
+    "command",
+    [["check", "notes.db"], ["backup", "notes.db", "copy.db"], ["copy", "notes.db", "new.db"]],
+    ids=lambda c: c[0],
+)
 def test_a_file_that_is_none_of_agentmem_s_is_one_line_and_code_1(tmp_path: Path, command: list[str]) -> None:
     (tmp_path / "notes.db").write_text("Dear diary. " * 1000)
     _failed_in_one_line(agentmem(tmp_path, *command), "notes.db", "not a database")
@@ -435,6 +441,58 @@ def test_backup_copies_a_file_that_is_then_used_like_any_and_overwrites_nothing(
     _failed_in_one_line(agentmem(tmp_path, "backup", "app.db", "copy.db"), "copy.db exists")
     _failed_in_one_line(agentmem(tmp_path, "backup", "app.db", "no/copy.db"), "no/copy.db", "create its folder")
     assert contents(tmp_path / "copy.db") == ["one"] * 3
+
+
+# copy
+
+
+def fill(database: Path, **sessions: int) -> None:
+    """Adds so many items to each session."""
+    for session_id, count in sessions.items():
+        with SQLiteSession(database, session_id=session_id) as session:
+            start = len(session.get_items())
+            session.add_items([{"role": "user", "content": str(number)} for number in range(start, start + count)])
+
+
+def test_copy_says_what_it_copied_and_run_again_copies_what_is_new(tmp_path: Path) -> None:
+    fill(tmp_path / "app.db", alice=3, bob=2)
+    before = (tmp_path / "app.db").read_bytes()
+    output = succeeded(agentmem(tmp_path, "copy", "app.db", "new.db"))
+    assert output == "5 items copied; 2 sessions in the source: no problems.\n"
+    assert (tmp_path / "app.db").read_bytes() == before
+    assert contents(tmp_path / "new.db", "alice") == ["0", "1", "2"]
+    fill(tmp_path / "app.db", bob=1, carol=4)
+    output = succeeded(agentmem(tmp_path, "copy", f"sqlite:///{tmp_path}/app.db", f"sqlite:///{tmp_path}/new.db"))
+    assert output == "5 items copied, 5 were there already; 3 sessions in the source: no problems.\n"
+    assert contents(tmp_path / "new.db", "bob") == ["0", "1", "2"]
+    assert {path.name for path in tmp_path.iterdir()} == {"app.db", "new.db"}
+
+
+def test_copy_names_each_session_that_it_did_not_copy_and_exits_with_1(tmp_path: Path) -> None:
+    fill(tmp_path / "app.db", alice=3, bob=2, **{"carol [red]\n": 1})
+    fill(tmp_path / "new.db", bob=4, **{"carol [red]\n": 2})
+    done = agentmem(tmp_path, "copy", "app.db", "new.db")
+    assert (done.returncode, done.stderr) == (1, "")
+    bob, carol, summary = done.stdout.splitlines()
+    assert bob.startswith("session 'bob', position 2: not copied: ")
+    assert carol.startswith(r"session 'carol [red]\n', position 1: not copied: ")
+    assert summary == "3 items copied; 3 sessions in the source: 2 problems."
+    assert contents(tmp_path / "new.db", "alice") == ["0", "1", "2"]
+    assert contents(tmp_path / "new.db", "bob") == ["0", "1", "2", "3"]
+
+
+def test_copy_to_what_cannot_be_a_target_is_one_line_and_code_1(tmp_path: Path) -> None:
+    fill(tmp_path / "app.db", alice=3)
+    before = (tmp_path / "app.db").read_bytes()
+    for same in ("app.db", "./app.db", f"sqlite:///{tmp_path}/app.db"):
+        _failed_in_one_line(agentmem(tmp_path, "copy", "app.db", same), "the same database", "app.db")
+    (tmp_path / "notes.db").write_text("Dear diary. " * 1000)
+    _failed_in_one_line(agentmem(tmp_path, "copy", "app.db", "notes.db"), "notes.db", "not a database")
+    _failed_in_one_line(agentmem(tmp_path, "copy", "app.db", "no/new.db"), "no/new.db", "create its folder")
+    _failed_in_one_line(agentmem(tmp_path, "copy", "app.db", "oracle://new"), "unknown database URL oracle://")
+    assert (tmp_path / "app.db").read_bytes() == before
+    assert (tmp_path / "notes.db").read_text() == "Dear diary. " * 1000
+    assert {path.name for path in tmp_path.iterdir()} == {"app.db", "notes.db"}
 
 
 # What cannot work
@@ -487,6 +545,8 @@ def _failed_in_one_line(done: subprocess.CompletedProcess[str], *parts: str) -> 
         (["check", "."], "is a directory"),
         (["backup", "app.db"], "TARGET"),
         (["backup", "app.db", "."], "is a directory"),
+        (["copy", "app.db"], "TARGET"),
+        (["copy", "app.db", "."], "is a directory"),
     ],
 )
 def test_a_wrong_use_is_a_usage_error_and_touches_no_file(tmp_path: Path, args: list[str], problem: str) -> None:
@@ -536,7 +596,7 @@ def test_every_command_and_every_option_says_what_it_is_for() -> None:
         for parameter in command.params
         if isinstance(parameter, click.Option) and not parameter.help
     ]
-    assert {("demo",), ("chat",), ("import-sdk",), ("check",), ("backup",)} <= set(COMMANDS)
+    assert {("demo",), ("chat",), ("import-sdk",), ("check",), ("backup",), ("copy",)} <= set(COMMANDS)
     assert not silent
 
 
@@ -547,7 +607,8 @@ def test_help_fits_in_80_columns_and_names_every_option(tmp_path: Path, path: tu
     assert max(map(len, output.splitlines())) <= 80
     for parameter in COMMANDS[path].params:
         # An argument stands for itself, in capitals.
-        assert all(name in output for name in parameter.opts) or f" {str(parameter.name).upper()}\n" in output
+        argument = str(parameter.name).upper()
+        assert all(name in output for name in parameter.opts) or argument in output.partition("\n")[0].split()
 
 
 # People at a terminal
@@ -742,6 +803,34 @@ def test_check_in_a_terminal_shows_how_far_it_is_and_leaves_only_its_report(tmp_
         assert terminal.end() == 0
     assert "\x1b[2K" in terminal.output  # the line of the bar is erased
     assert "Traceback" not in terminal.output
+
+
+@posix
+def test_copy_in_a_terminal_shows_how_far_it_is_and_leaves_only_its_report(tmp_path: Path) -> None:
+    fill(tmp_path / "app.db", alice=5000)
+    with _terminal(tmp_path, "copy", "app.db", "new.db") as terminal:
+        terminal.wait_for("copying")
+        terminal.wait_for("5000/5000")
+        terminal.wait_for("5000 items copied; 1 sessions in the source: no problems.")
+        assert terminal.end() == 0
+    assert "\x1b[2K" in terminal.output  # the line of the bar is erased
+    assert "Traceback" not in terminal.output
+
+
+@posix
+@pytest.mark.usefixtures("interruptible")
+def test_ctrl_c_ends_a_copy_and_the_next_one_completes_it(tmp_path: Path) -> None:
+    fill(tmp_path / "app.db", alice=60_000)
+    with _terminal(tmp_path, "copy", "app.db", "new.db") as terminal:
+        terminal.wait_for("copying")
+        terminal.wait_for("/60000")
+        terminal.interrupt()
+        assert terminal.end() in (0, 1)  # 0 where it was faster
+        assert "Traceback" not in terminal.output
+    there = contents(tmp_path / "new.db", "alice")
+    assert there == [str(number) for number in range(len(there))]
+    succeeded(agentmem(tmp_path, "copy", "app.db", "new.db"))
+    assert len(contents(tmp_path / "new.db", "alice")) == 60_000
 
 
 @posix
