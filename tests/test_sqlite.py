@@ -721,3 +721,14 @@ async def test_a_callers_function_is_never_called_on_the_event_loop(path: Path) 
         assert len(await session.get_items()) == 5
     assert threads
     assert threading.main_thread() not in threads
+
+
+# Slices of rows
+
+
+async def test_a_slice_of_long_rows_ends_early_and_a_longer_row_is_one_by_itself(path: Path) -> None:
+    engine = SQLiteEngine(path)
+    await engine.append("user_123", ["x" * 100_000] * 5 + ["y" * 3_000_000] * 2)
+    slices = [[position for position, _ in await engine.rows("user_123", start, 100)] for start in (0, 3, 5, 6, 7)]
+    await engine.close()
+    assert slices == [[0, 1, 2], [3, 4, 5], [5], [6], []]

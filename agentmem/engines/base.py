@@ -116,8 +116,8 @@ class Engine(ABC):
 
         Args:
             start: the lowest position wanted, 0 or more.
-            most: of rows, 1 or more. Fewer may be returned where they are long together (an engine may stop at a
-                megabyte), but none only where there is none.
+            most: of rows, 1 or more. Fewer may be returned where they are long together (an engine may stop at
+                some hundred kB), but none only where there is none.
 
         Returns:
             ``(position, text)`` each: the text's bytes in UTF-8, corrupt or not. Nothing for a session that there is

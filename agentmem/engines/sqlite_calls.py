@@ -31,7 +31,7 @@ from .sqlite_schema import POSITION_BITS, Transaction, create_tables
 SHORT_BYTES = 128 * 1024
 """Most bytes of rows that are decoded on the event loop: a fraction of a millisecond's work."""
 
-SLICE_BYTES = 1024 * 1024
+SLICE_BYTES = 256 * 1024
 """How many bytes of rows end a slice of them, so that one of long rows takes no more memory than it must."""
 
 Joined = tuple[bytes, int, int]
