@@ -523,11 +523,12 @@ asyncio.run(main())
 async def test_a_killed_copy_leaves_beginnings_and_the_next_run_completes_it(
     urls: tuple[str, str], stops: bool
 ) -> None:
-    sessions = {**sessions_of_many_lengths(), "long": rows(0, 10 * LONG)}
+    sessions = {f"user_{number}": rows(0, number) for number in range(1, 2 * AT_ONCE)}
+    sessions["long"] = rows(0, 10 * LONG)
     await fill(urls[0], sessions)
     whole = {session_id: stored(texts) for session_id, texts in sessions.items()}
     had = 0
-    for kilo in (1, 20, 40):
+    for kilo in (1, 5, 10):
         with Child(KILLED, *urls, str(kilo) if stops else "never") as child:
             while int(child.read_line()) < kilo * 1024:
                 pass
