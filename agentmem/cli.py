@@ -125,7 +125,7 @@ def chat(session_id: str, db: str, model: str | None, offline: bool) -> None:
     session = store.session(session_id)
     with store:
         remembered = len(session.get_items())
-        _write(f"Session {session_id!r} in {db}: {remembered} items so far.", "dim")
+        _write(f"Session {session_id!r} in {_shown(db, store)}: {remembered} items so far.", "dim")
         while text := _ask():
             try:
                 result = Runner.run_sync(agent, text, session=session)
@@ -165,11 +165,11 @@ def import_sdk(file: str, into: str | None, sessions_table: str, messages_table:
 def check(file: str) -> None:
     """Say what is wrong with the sessions in FILE; the exit code is 1 if anything is.
 
-    FILE is only read, while others may write to it.
+    FILE, which may be the URL of a database, is only read, while others may write to it.
     """
-    with _progress_bar("checking") as progress:
-        report = SessionStore(file).check(progress=progress)
-    _end_with(report, f"{report.items} items of {report.sessions} sessions in {file}")
+    with closing(SessionStore(file)) as store, _progress_bar("checking") as progress:
+        report = store.check(progress=progress)
+    _end_with(report, f"{report.items} items of {report.sessions} sessions in {_shown(file, store)}")
 
 
 @main.command(cls=_Command)
@@ -198,6 +198,11 @@ def copy(source: str, target: str) -> None:
         report = store.copy_to(other, progress=progress)
     already = f", {report.already_there} were there already" if report.already_there else ""
     _end_with(report, f"{report.items} items copied{already}; {report.sessions} sessions in the source")
+
+
+def _shown(db: str, store: SessionStore) -> str:
+    """The database as it was given, but for the password in a URL."""
+    return store.name if "://" in db else db
 
 
 @contextmanager

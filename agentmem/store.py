@@ -37,6 +37,11 @@ class AsyncSessionStore:
     def __init__(self, db: str | os.PathLike[str] | Any, **options: Any) -> None:
         self._engine = open_engine(db, **options)
 
+    @property
+    def name(self) -> str:
+        """The database as messages name it: an absolute path, or a URL without its password."""
+        return self._engine.name
+
     def session(self, session_id: str, *, settings: SessionSettings | None = None) -> AsyncSession:
         """A handle on one conversation. No I/O; costs nothing to make or to drop, and need not be closed.
 

@@ -255,6 +255,11 @@ class SessionStore:
     def __init__(self, db: str | os.PathLike[str] | Any, **options: Any) -> None:
         self.async_store = AsyncSessionStore(db, **options)
 
+    @property
+    def name(self) -> str:
+        """The database as messages name it: an absolute path, or a URL without its password."""
+        return self.async_store.name
+
     @_docs_of(AsyncSessionStore.session)
     def session(self, session_id: str, *, settings: SessionSettings | None = None) -> Session:
         return Session(self.async_store.session(session_id, settings=settings))

@@ -468,6 +468,21 @@ def test_copy_says_what_it_copied_and_run_again_copies_what_is_new(tmp_path: Pat
     assert {path.name for path in tmp_path.iterdir()} == {"app.db", "new.db"}
 
 
+def test_every_command_serves_every_engine_and_shows_no_password(tmp_path: Path, database_url: str) -> None:
+    url = database_url.replace("@", ":s3cret@") if "@" in database_url else database_url
+    for _ in range(2):
+        chat = agentmem(tmp_path, "chat", "--offline", "--session", "alice", "--db", url, says="I like cats.\n")
+    assert "2 items so far" in succeeded(chat)
+    checked = agentmem(tmp_path, "check", url)
+    assert succeeded(checked).startswith("4 items of 1 sessions in ")
+    copied = agentmem(tmp_path, "copy", url, "copy.db")
+    assert succeeded(copied) == "4 items copied; 1 sessions in the source: no problems.\n"
+    assert contents(tmp_path / "copy.db", "alice")[::2] == ["I like cats.", "I like cats."]
+    itself = agentmem(tmp_path, "copy", url, url)
+    assert (itself.returncode, itself.stderr.count("\n")) == (1, 1)
+    assert not any("s3cret" in done.stdout + done.stderr for done in (chat, checked, copied, itself))
+
+
 def test_copy_names_each_session_that_it_did_not_copy_and_exits_with_1(tmp_path: Path) -> None:
     fill(tmp_path / "app.db", alice=3, bob=2, **{"carol [red]\n": 1})
     fill(tmp_path / "new.db", bob=4, **{"carol [red]\n": 2})

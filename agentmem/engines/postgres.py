@@ -70,7 +70,7 @@ MOST_READS = 64
 SHORT_BYTES = 128 * 1024
 """Most bytes of rows that are decoded on the event loop: a fraction of a millisecond's work."""
 
-SLICE_BYTES = 1024 * 1024
+SLICE_BYTES = 256 * 1024
 """How many bytes of rows end a slice of them."""
 
 PAGE_ROWS = 2048
