@@ -300,7 +300,9 @@ class AsyncPostgresSession(AsyncSession):
 
 
 def _postgres_only(dsn: str | Any) -> str | Any:
-    if isinstance(dsn, (str, os.PathLike)) and scheme_of(dsn) != "postgresql":
+    if scheme_of(dsn) != "postgresql":
+        if not isinstance(dsn, (str, os.PathLike)):
+            raise TypeError(f"dsn is a URL or an asyncpg.Pool, got {type(dsn).__name__}")
         raise ValueError(f"{os.fspath(dsn)!r} is no URL of PostgreSQL's (postgresql://user@host/database)")
     return dsn
 

@@ -20,12 +20,13 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import ssl
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple, TypeVar, cast
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, urlsplit
 from uuid import uuid4
 from zlib import crc32
 
@@ -241,6 +242,7 @@ ERRORS = {
     "20": _DEFECT,
     "21": _DEFECT,
     "22": _Meaning(StorageError, "nothing was written; the database must be in UTF8 to hold any text"),
+    "22023": _Meaning(StorageError, "check the options in the URL"),
     "23": _TABLES,
     "23505": _Meaning(StorageCorruptError, "positions and rows do not fit together; restore a backup"),
     "24": _DEFECT,
@@ -267,6 +269,8 @@ ERRORS = {
         StorageError, "its tables are not as agentmem made them; restore a backup, or choose another schema"
     ),
     "42501": _Meaning(StorageError, "the role needs CREATE on the database, or a schema that it may use and create in"),
+    "42704": _Meaning(StorageError, "check the options in the URL"),
+    "42939": _Meaning(StorageError, "choose another schema"),
     "42P01": _Meaning(StorageError, "its tables are gone; restore a backup, or close all handles to begin anew"),
     "42P05": _Meaning(StorageError, "behind PgBouncer, statement_cache_size=0 is needed; nothing was written"),
     "44": _TABLES,
@@ -322,8 +326,8 @@ class Database:
     """
 
     name: str
-    key: Hashable
-    dsn: str
+    key: Hashable = field(repr=False)
+    dsn: str = field(repr=False)  # with its password
     given: Any
     schema: str
     busy_timeout_s: float
@@ -838,15 +842,15 @@ class PostgresEngine(Engine):
         cache_size = (
             options.get("statement_cache_size", "100") if statement_cache_size is None else statement_cache_size
         )
-        if not re.fullmatch(r"\d+", str(cache_size)):
+        if not re.fullmatch("[0-9]+", str(cache_size)):
             raise ValueError(f"statement_cache_size is 0 or more, got {cache_size!r}")
         self.name = (_without_password(dsn) if given is None else "the given asyncpg pool") + (
             "" if schema == "agentmem" else f" (schema {schema})"
         )
-        self.key: Hashable = ("postgresql", dsn if given is None else given, schema)
+        self.key: Hashable = ("postgresql", _address(dsn) if given is None else given, schema)
         self._database = Database(
             name=self.name,
-            key=(self.key, busy_timeout_s, cache_size),
+            key=(dsn if given is None else given, schema, busy_timeout_s, cache_size),
             dsn=dsn,
             given=given,
             schema=schema,
@@ -1008,37 +1012,68 @@ def map_error(error: BaseException, name: str, session_id: str | None = None) ->
     if isinstance(error, asyncio.TimeoutError):
         return StorageBusyError(f"{subject}: no connection, or no answer, in time; try again or raise busy_timeout_s")
     if isinstance(error, OSError):
-        return StorageError(
-            f"{subject}: {str(error) or type(error).__name__}; check that the server runs and its address"
-        )
+        advice = "check that the server runs and its address"
+        if isinstance(error, (ssl.SSLError, FileNotFoundError, PermissionError)):
+            advice += ", and its certificate and the files that the URL names"
+        return StorageError(f"{subject}: {str(error) or type(error).__name__}; {advice}")
     if isinstance(error, (asyncpg.InterfaceError, asyncpg.InternalClientError)):  # also where asyncpg refuses the URL
         return StorageError(f"{subject}: {error}; check the URL, or the pool")
     return error
 
 
 def _split(url: str) -> tuple[str, dict[str, str]]:
-    """The URL for asyncpg, which would take agentmem's own options for the server's; and those."""
+    """The URL for asyncpg, which would take agentmem's own options for the server's; and those.
+
+    Raises:
+        ValueError: it is no URL that asyncpg would take.
+    """
     before, mark, query = url.partition("?")
-    pairs = parse_qsl(query, keep_blank_values=True)
-    options = {name: value for name, value in pairs if name in ("schema", "statement_cache_size")}
-    if not options:
-        return url, {}
-    rest = urlencode([(name, value) for name, value in pairs if name not in options])
-    return before + (mark + rest if rest else ""), options
+    _check_ports(before)
+    options: dict[str, str] = {}
+    rest: list[str] = []
+    for option in query.split("&") if query else []:
+        if not re.match("[^=]+=", option):
+            raise ValueError(f"the options of {_without_password(url)} are name=value, joined by &")
+        ((name, value),) = parse_qsl(option, keep_blank_values=True)
+        if name in ("schema", "statement_cache_size"):
+            options[name] = value
+        else:
+            rest.append(option)
+    return before + (mark + "&".join(rest) if rest else ""), options
+
+
+def _check_ports(url: str) -> None:
+    for host in urlsplit(url).netloc.rpartition("@")[2].split(","):
+        port = host.rpartition("]")[2].partition(":")[2]
+        if port and not (re.fullmatch("[0-9]{1,5}", port) and int(port) < 2**16):
+            # Without a word of it: it may be a piece of a password.
+            raise ValueError(
+                "a port in the URL is no number below 65536; in the user and the password, "
+                "write / ? # @ : % as %2F %3F %23 %40 %3A %25"
+            )
 
 
 def _checked_schema(schema: object) -> str:
     if not isinstance(schema, str):
         raise TypeError(f"schema is a str, got {schema!r}")
-    if "\0" in schema or not 1 <= len(schema.encode()) <= 63:  # PostgreSQL would cut a longer one
-        raise ValueError(f"schema is a name of 1 to 63 bytes, got {schema!r}")
+    # A longer one PostgreSQL would cut.
+    if re.search("[\0\ud800-\udfff]", schema) or not 1 <= len(schema.encode()) <= 63:
+        raise ValueError(f"schema is a name of 1 to 63 bytes in UTF-8, got {schema!r}")
     return schema
 
 
 def _without_password(dsn: str) -> str:
+    scheme, _, rest = dsn.partition("?")[0].partition("://")
+    user, at, where = rest.rpartition("@")  # the last one: what should have been escaped belongs to the password
+    return f"{scheme}://{user.partition(':')[0]}{at}{where}"
+
+
+def _address(dsn: str) -> Hashable:
+    """Where the database is: equal for URLs that differ in how they connect to it, and without a password."""
     parts = urlsplit(dsn)
-    user, at, hosts = parts.netloc.rpartition("@")
-    return f"{parts.scheme}://{user.partition(':')[0]}{at}{hosts}{parts.path}"
+    user, _, hosts = parts.netloc.rpartition("@")
+    options = sorted(pair for pair in parse_qsl(parts.query) if pair[0] in ("host", "port", "database", "dbname"))
+    return (hosts, parts.path.strip("/") or user.partition(":")[0], *options)  # the user's name is the default
 
 
 async def _close_all(pools: Sequence[Pool]) -> None:
