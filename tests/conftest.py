@@ -14,6 +14,7 @@ import openai
 import pytest
 from empty_databases import EMPTY_DATABASES, postgres_header
 from hypothesis import HealthCheck, settings
+from postgres_database import PostgresDatabase, postgres_database
 from postgres_server import PostgresServer
 from responses_server import ResponsesServer, responses_server
 
@@ -98,6 +99,24 @@ def postgres_server(request: pytest.FixtureRequest) -> Iterator[PostgresServer]:
         except OSError as error:
             _is_missing(request, "postgresql", error)
         yield server
+
+
+@pytest.fixture(scope="session")
+def quiet_postgres_server(request: pytest.FixtureRequest) -> Iterator[PostgresServer]:
+    """A PostgreSQL server that no test stops, kills or configures; each has a database of its own there."""
+    with ExitStack() as until_the_end:
+        try:
+            server = until_the_end.enter_context(PostgresServer(fsync="off"))  # nor is the power cut
+        except OSError as error:
+            _is_missing(request, "postgresql", error)
+        yield server
+
+
+@pytest.fixture
+def database(quiet_postgres_server: PostgresServer) -> Iterator[PostgresDatabase]:
+    """An empty database there; nobody may be connected to it any more when the test is over."""
+    with postgres_database(quiet_postgres_server) as empty:
+        yield empty
 
 
 @pytest.fixture
