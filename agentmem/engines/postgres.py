@@ -307,6 +307,9 @@ _REPEATABLE = {"40001", "40P01"}
 
 _LOCKED = "55P03"
 
+_ENDED = (OSError, asyncio.TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
+"""What a connection raises where it was lost before it is closed or given back."""
+
 _NO_PRIMARY = asyncpg.exceptions.TargetServerAttributeNotMatched
 """What asyncpg raises where none of the URL's hosts is what its ``target_session_attrs`` asks for."""
 
@@ -474,10 +477,13 @@ class _Lane:
         if connection is None or not (is_lost or self._pool.database.given is not None):
             return
         self._connection = None
-        if is_lost:
-            connection.terminate()
-        if self._pool.database.given is not None:
-            await _in_plain_task(self._pool.database.given.release(connection))
+        try:
+            if is_lost:
+                connection.terminate()
+            if self._pool.database.given is not None:
+                await _in_plain_task(self._pool.database.given.release(connection))
+        except _ENDED:
+            pass  # a pool takes back at once what was lost, and ends what it cannot reset; what was done is done
 
 
 class Pool(LoopPool):
@@ -766,7 +772,10 @@ def _is_lost(error: BaseException, connection: Connection) -> bool:
         return True
     if _sqlstate(error) in _PASSING:
         return True
-    return connection is not None and connection.is_closed()
+    try:
+        return connection is not None and connection.is_closed()
+    except asyncpg.InterfaceError:
+        return True  # a pool takes back at once what was lost
 
 
 async def _in_plain_task(work: Awaitable[T]) -> T:
@@ -781,7 +790,7 @@ async def _in_plain_task(work: Awaitable[T]) -> T:
 async def _end(connection: Connection) -> None:
     try:
         await connection.close(timeout=1)
-    except (OSError, asyncio.TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+    except _ENDED:
         connection.terminate()  # what was to be closed is gone
 
 
