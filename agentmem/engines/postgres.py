@@ -679,6 +679,8 @@ class Pool(LoopPool):
 
     async def _pop(self, connection: Connection, lane: _Lane, claim: Any, pop: _Pop) -> object:
         async with self._claimed(connection, lane, claim) as is_mine:
+            if is_mine:
+                pop.reading.restart()  # what an attempt before has read was not removed, and may be gone
             if is_mine and await connection.fetch(self.database.sql(_LOCK), [pop.session_id]):
                 await self.feed(connection, pop.session_id, pop.reading)
                 if pop.reading.oldest is not None:
