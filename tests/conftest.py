@@ -6,7 +6,8 @@ import importlib.util
 import os
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,6 +18,7 @@ from hypothesis import HealthCheck, settings
 from postgres_database import PostgresDatabase, postgres_database
 from postgres_server import PostgresServer
 from responses_server import ResponsesServer, responses_server
+from waiting import wait_until
 
 from agentmem import AsyncSQLiteSession
 from agentmem.engines import ENGINES
@@ -72,7 +74,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--require-engine", action="append", default=[], choices=sorted(ENGINES), metavar="NAME")
 
 
-def _is_missing(request: pytest.FixtureRequest, name: str, error: OSError) -> NoReturn:
+def _is_missing(request: pytest.FixtureRequest, name: str, error: Exception) -> NoReturn:
     if name in request.config.getoption("--require-engine"):
         pytest.fail(f"--require-engine {name}, but there is none: {error}")
     pytest.skip(f"no {name} server here: {error}")
@@ -90,25 +92,28 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
         yield url
 
 
+@contextmanager
+def _server(request: pytest.FixtureRequest, **settings: object) -> Iterator[PostgresServer]:
+    with ExitStack() as until_the_end:
+        try:
+            import_module("asyncpg")
+            server = until_the_end.enter_context(PostgresServer(**settings))
+        except (ImportError, OSError) as error:
+            _is_missing(request, "postgresql", error)
+        yield server
+
+
 @pytest.fixture(scope="module")
 def postgres_server(request: pytest.FixtureRequest) -> Iterator[PostgresServer]:
     """A PostgreSQL server that the tests of one module may stop, kill and configure; each leaves it as it was."""
-    with ExitStack() as until_the_end:
-        try:
-            server = until_the_end.enter_context(PostgresServer())
-        except OSError as error:
-            _is_missing(request, "postgresql", error)
+    with _server(request) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def quiet_postgres_server(request: pytest.FixtureRequest) -> Iterator[PostgresServer]:
     """A PostgreSQL server that no test stops, kills or configures; each has a database of its own there."""
-    with ExitStack() as until_the_end:
-        try:
-            server = until_the_end.enter_context(PostgresServer(fsync="off"))  # nor is the power cut
-        except OSError as error:
-            _is_missing(request, "postgresql", error)
+    with _server(request, fsync="off") as server:  # the power is not cut either
         yield server
 
 
@@ -117,6 +122,28 @@ def database(quiet_postgres_server: PostgresServer) -> Iterator[PostgresDatabase
     """An empty database there; nobody may be connected to it any more when the test is over."""
     with postgres_database(quiet_postgres_server) as empty:
         yield empty
+
+
+@pytest.fixture(scope="session")
+def private_postgres(request: pytest.FixtureRequest) -> Iterator[PostgresServer]:
+    """A PostgreSQL server that a test may do anything to; :func:`postgres` is it, cleared."""
+    # Its processes are killed, never the machine: what it has written is in the system's hands without fsync.
+    with _server(request, fsync="off", max_connections=40) as server:
+        yield server
+
+
+@pytest.fixture
+def postgres(private_postgres: PostgresServer) -> Iterator[PostgresServer]:
+    """A PostgreSQL server of this test's own, with an empty database."""
+    server = private_postgres
+    yield server
+    if not server.is_running:
+        server.start()
+    server.go_on()
+    # What a test leaves open would hold up the next one.
+    gone = "SELECT count(*) = 0 FROM pg_stat_activity WHERE usename = 'agentmem'"
+    wait_until(lambda: server.sql(gone) == "t")
+    server.sql("SET client_min_messages = warning; DROP SCHEMA IF EXISTS agentmem CASCADE")
 
 
 @pytest.fixture
