@@ -305,6 +305,9 @@ _PASSING = {"25006", "25P03", "25P04", "53300", "57P01", "57P02", "57P03", "57P0
 _REPEATABLE = {"40001", "40P01"}
 """Those after which the same transaction may succeed at once; nothing of it was written."""
 
+_READ_ONLY = "25006"
+"""Of those that pass, the one that answers a write: nothing of it was done."""
+
 _LOCKED = "55P03"
 
 _ENDED = (OSError, asyncio.TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
@@ -424,7 +427,7 @@ class _Lane:
                 result = await work(await self._connected(wait_s if deadline is None else deadline - now()))
             except Exception as error:
                 is_lost = _is_lost(error, self._connection)
-                in_doubt = in_doubt or (is_lost and self.is_sent)
+                in_doubt = in_doubt or (is_lost and self.is_sent and _sqlstate(error) != _READ_ONLY)
                 await self._let_go(is_lost=is_lost)
                 if not (is_lost or in_doubt or _sqlstate(error) in _REPEATABLE):
                     raise
