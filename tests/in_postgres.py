@@ -60,8 +60,13 @@ async def until(condition: Callable[[], object]) -> None:
         await asyncio.sleep(0.001)
 
 
+def connections(server: PostgresServer) -> int:
+    """How many agentmem has open now."""
+    return int(server.sql("SELECT count(*) FROM pg_stat_activity WHERE usename = 'agentmem'"))
+
+
 def left_open(server: PostgresServer) -> str:
-    """The transactions and locks that agentmem's connections hold now."""
+    """The transactions, and so the locks, that agentmem's connections hold now."""
     return server.sql(
         "SELECT pid, state, query FROM pg_stat_activity WHERE usename = 'agentmem' AND xact_start IS NOT NULL"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -39,12 +39,13 @@ async def opened(server: PostgresServer, proxy: TcpProxy, way: str, **options: A
             yield store
 
 
-Operation = Callable[[AsyncSessionStore, str], Awaitable[object]]
+Operation = Callable[[AsyncSessionStore, str], Coroutine[Any, Any, object]]
 """Does something to the session with this id, or to those whose ids begin with it."""
 
 
 async def append(store: AsyncSessionStore, session_id: str) -> object:
-    return await store.session(session_id).add_items(numbered(3, 4, 5))
+    await store.session(session_id).add_items(numbered(3, 4, 5))
+    return None
 
 
 async def append_to_many(store: AsyncSessionStore, session_id: str) -> object:
@@ -57,7 +58,8 @@ async def pop(store: AsyncSessionStore, session_id: str) -> object:
 
 
 async def clear(store: AsyncSessionStore, session_id: str) -> object:
-    return await store.session(session_id).clear_session()
+    await store.session(session_id).clear_session()
+    return None
 
 
 async def read(store: AsyncSessionStore, session_id: str) -> object:
