@@ -348,29 +348,7 @@ FORK_IMPORTS = (
     + """
 import json, multiprocessing, time
 sys.path.insert(0, sys.argv[2])
-
-def wait_for(child):
-    # Nothing but a deadlock takes that long.
-    deadline = time.monotonic() + 30
-    while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):
-        if time.monotonic() > deadline:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            sys.exit("the child hangs")
-        time.sleep(0.002)
-    if ended[1]:
-        sys.exit(f"the child failed: {ended}")
-
-def fork(work):
-    child = os.fork()
-    if child:
-        return wait_for(child)
-    try:
-        work()
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-        os._exit(1)
-    os._exit(0)
+from forking import fork, wait_for
 
 def add(number):
     session.add_items([{"number": number}])
