@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from urllib.parse import quote, urlencode
 
 from postgres_server import PostgresServer
-from waiting import wait_until
+from waiting import WAIT_S, wait_until
 
 from agentmem.items import Item
 
@@ -41,15 +44,28 @@ class PostgresDatabase:
         """Run statements as superuser; returns rows as lines, columns by "|"."""
         return self.server.sql(statement, database=self.name)
 
-    def stored(self, session_id: str = "user_123", schema: str = "agentmem") -> list[Item]:
-        """The items as another program finds them: at positions from 0 without a gap, up to the session's end."""
+    def sessions(self, schema: str = "agentmem") -> dict[str, list[Item]]:
+        """The items of each session as another program finds them: at positions from 0 without a gap, up to its end."""
+        if not self.sql(f"SELECT 1 FROM pg_namespace WHERE nspname = {_quoted(schema)}"):
+            return {}
         table = '"' + schema.replace('"', '""') + '".agentmem_'
-        of = "WHERE session_id = '" + session_id.replace("'", "''") + "'"
-        rows = self.sql(f"SELECT position, item FROM {table}items {of} ORDER BY position").splitlines()
-        ends = self.sql(f"SELECT next_position FROM {table}sessions {of}").splitlines()
-        positions = [int(row.partition("|")[0]) for row in rows]
-        assert positions == list(range(int(ends[0]) if ends else 0))
-        return [json.loads(row.partition("|")[2]) for row in rows]
+        rows = self.sql(f"""
+            SELECT json_build_array(session_id, next_position, position, item)
+            FROM {table}sessions FULL JOIN {table}items USING (session_id) ORDER BY session_id, position
+        """)
+        found: dict[str, list[Item]] = {}
+        ends: dict[str, int] = {}
+        for session_id, ends[session_id], position, item in map(json.loads, rows.splitlines()):
+            items = found.setdefault(session_id, [])
+            if item is not None:
+                assert position == len(items), f"a gap or a double in {session_id}"
+                items.append(json.loads(item))
+        assert {session_id: len(items) for session_id, items in found.items()} == ends
+        return found
+
+    def stored(self, session_id: str = "user_123", schema: str = "agentmem") -> list[Item]:
+        """The items of one session; likewise."""
+        return self.sessions(schema).get(session_id, [])
 
     def record(self, expression: str, schema: str = "agentmem") -> None:
         """Have each transaction that adds items write down the value of an SQL expression, as it is in it."""
@@ -66,10 +82,47 @@ class PostgresDatabase:
         """What was written down since, one value for each transaction."""
         return self.sql("SELECT value FROM recorded").splitlines()
 
-    def connections(self) -> int:
-        """How many are open to it, without the one that asks."""
-        where = f"datname = '{self.name}' AND backend_type = 'client backend'"
-        return int(self.server.sql(f"SELECT count(*) FROM pg_stat_activity WHERE {where}", database="postgres"))
+    def connections(self) -> set[int]:
+        """The server's processes that serve those who are connected to it, without the one that asks."""
+        where = f"datname = {_quoted(self.name)} AND backend_type = 'client backend'"
+        told = self.server.sql(f"SELECT pid FROM pg_stat_activity WHERE {where}", database="postgres")
+        return set(map(int, told.split()))
+
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """All sessions locked by another connection, as if it were in the middle of writing to them."""
+        asyncpg = import_module("asyncpg")  # where it is missing, tests that need a server are skipped
+
+        async def hold() -> None:
+            connection = await asyncpg.connect(self.url)
+            async with connection.transaction():
+                await connection.execute("SELECT FROM agentmem.agentmem_sessions FOR UPDATE")
+                held.set()
+                await asyncio.to_thread(released.wait)
+            await connection.close()
+
+        held, released = threading.Event(), threading.Event()
+        holder = threading.Thread(target=lambda: asyncio.run(hold()))
+        holder.start()
+        try:
+            assert held.wait(WAIT_S)
+            yield
+        finally:
+            released.set()
+            holder.join()
+
+    def is_waited_for(self) -> bool:
+        """Whether somebody waits for a lock."""
+        waiting = f"datname = {_quoted(self.name)} AND wait_event_type = 'Lock'"
+        return self.server.sql(f"SELECT 1 FROM pg_stat_activity WHERE {waiting} LIMIT 1") == "1"
+
+    def wait_until_left(self) -> None:
+        """Until nobody is connected; the server notices an end of a connection a moment later."""
+        wait_until(lambda: not self.connections())
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
 
 
 @contextmanager
@@ -82,5 +135,5 @@ def postgres_database(server: PostgresServer, options: str = "") -> Iterator[Pos
     database = PostgresDatabase(server, f"test_{next(_numbers)}")
     server.sql(f"CREATE DATABASE {database.name} OWNER agentmem {options}", database="postgres")
     yield database
-    wait_until(lambda: database.connections() == 0)  # not at once: the server needs a moment to notice
+    database.wait_until_left()
     server.sql(f"DROP DATABASE {database.name}", database="postgres")

@@ -20,14 +20,17 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import socket
 import ssl
-from collections.abc import Awaitable, Callable, Hashable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from types import AsyncGeneratorType
 from typing import Any, NamedTuple, TypeVar, cast
 from urllib.parse import parse_qsl, urlsplit
 from uuid import uuid4
+from weakref import WeakSet
 from zlib import crc32
 
 import asyncpg
@@ -46,7 +49,7 @@ from ..errors import (
 )
 from .base import Engine, Reading, check_busy_timeout
 from .batching import Batcher, Done, Groups, Job, UncancellableTask, despite_cancellation
-from .lifecycle import when_program_ends
+from .lifecycle import around_fork, when_program_ends
 from .pools import Leases, LoopPool, Pools, close_unused
 
 T = TypeVar("T")
@@ -450,8 +453,12 @@ class _Lane:
             await _in_plain_task(_end(connection))
 
     def abandon(self) -> None:
-        """Forget its connection, whose event loop is gone; Python closes the socket when it collects it."""
-        self._connection = None
+        """Hang up on the server, and forget the connection, whose event loop is gone."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            # Python closes the socket when it collects it, which may be much later.
+            with suppress(OSError, TypeError):  # uvloop has closed its sockets with the loop, and says so by TypeError
+                _socket_of(connection).shutdown(socket.SHUT_RDWR)
 
     async def _connected(self, wait_s: float) -> Connection:
         pool, database = self._pool, self._pool.database
@@ -469,6 +476,9 @@ class _Lane:
                     statement_cache_size=database.statement_cache_size,
                 )
             self._connection = await _in_plain_task(connecting)
+            if database.given is None:
+                _made.add(self._connection)
+                await pool.close_with_loop()
             self._used_at = pool.loop.time()
             pool.has_connected = True
         if self._prepares:
@@ -506,6 +516,7 @@ class Pool(LoopPool):
         self._opening = asyncio.Lock()
         self._is_open = False
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closing: AsyncGeneratorType[None, None] | None = None
         sql = database.sql
         self._append_sql, self._claim_sql, self._newest_sql = sql(_APPEND), sql(_CLAIM), sql(_NEWEST_JOINED)
 
@@ -519,6 +530,21 @@ class Pool(LoopPool):
     async def close(self) -> None:
         await despite_cancellation(self._close())
 
+    async def close_with_loop(self) -> None:
+        """From now on, have the connections closed when the event loop shuts down, as ``asyncio.run()`` does last."""
+        if self._closing is None:
+            self._closing = cast("AsyncGeneratorType[None, None]", self._close_at_shutdown())
+            await self._closing.__anext__()
+
+    async def _close_at_shutdown(self) -> AsyncGenerator[None, None]:
+        # asyncio's one hook for that: loop.shutdown_asyncgens() finishes what was begun on the loop. Else each loop of
+        # a program that closes nothing would leave its connections to the server until Python collects them.
+        try:
+            yield
+        finally:
+            if not self.is_inherited():
+                await self._close_lanes()
+
     def abandon(self) -> None:
         for lane in (*self._write_lanes, *self._read_lanes):
             lane.abandon()
@@ -528,10 +554,15 @@ class Pool(LoopPool):
         return await run_sync(function, limiter=self.threads)
 
     async def _close(self) -> None:
+        await self._close_lanes()
+        if self._closing is not None and not self._closing.ag_running:  # the event loop's shutdown may run it now
+            await self._closing.aclose()
+
+    async def _close_lanes(self) -> None:
         await self.writes.drain()
         await self.reads.drain()
-        for lane in (*self._write_lanes, *self._read_lanes):
-            await lane.close()
+        # All at once: a server that does not answer must not hold up the end once for each of them.
+        await asyncio.gather(*(lane.close() for lane in (*self._write_lanes, *self._read_lanes)))
 
     # The schema
 
@@ -813,6 +844,31 @@ def _close_at_end() -> None:
 
 
 when_program_ends(_close_at_end)
+
+_made: WeakSet[Any] = WeakSet()
+"""The connections that this process has made, for as long as there are such objects."""
+
+
+def _leave_to_parent() -> None:
+    """Cut a forked child off from its parent's connections, and leave those as they are.
+
+    With a copy of their sockets, the child would keep them open when the parent is killed, with the locks that they
+    hold at the server, and could say goodbye over them. A socket whose other end is closed takes the place of each.
+    """
+    ours, other_end = socket.socketpair()
+    other_end.close()
+    with ours:
+        for connection in list(_made):
+            if not connection.is_closed() and not connection._loop.is_closed():
+                os.dup2(ours.fileno(), _socket_of(connection).fileno())
+    _made.clear()
+
+
+def _socket_of(connection: Connection) -> Any:
+    return connection._transport.get_extra_info("socket")
+
+
+around_fork(before=lambda: None, in_parent=lambda: None, in_child=_leave_to_parent)
 
 
 class PostgresEngine(Engine):
