@@ -17,7 +17,7 @@ import signal
 import sqlite3
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -219,15 +219,29 @@ def _batches(path: Path) -> list[Batch]:
                 (key << 32, (key << 32) + 0xFFFFFFFF),
             ).fetchall()
             assert [item_key - (key << 32) for item_key, _ in history] == list(range(end)), "a gap"
-            found += _whole(session_id, (json.loads(item) for _, item in history))
+            found += whole_batches(session_id, [json.loads(item) for _, item in history])
     return found
 
 
-def _whole(session_id: str, items: Iterable[dict[str, Any]]) -> Iterator[Batch]:
-    rest = iter(items)
-    for first in rest:
+def whole_batches(session_id: str, items: Sequence[dict[str, Any]], *, popped: bool = False) -> Iterator[Batch]:
+    """The batches that a session's items are, in order.
+
+    Args:
+        popped: whether others pop items, so that what comes after a part of a batch may be of another.
+
+    Raises:
+        AssertionError: one is torn.
+    """
+    rest = list(items)
+    while rest:
+        first = rest[0]
         size = first["size"]
-        batch = [first, *itertools.islice(rest, size - 1)]
-        assert batch == [{"batch": first["batch"], "size": size, "place": place} for place in range(size)], "torn"
+        whole = [{"batch": first["batch"], "size": size, "place": place} for place in range(size)]
+        if popped:  # its beginning is there
+            same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(whole, rest, strict=False))
+            whole = [item for item, _ in same]
+            assert whole, "torn"
+        assert rest[: len(whole)] == whole, "torn"
+        del rest[: len(whole)]
         writer, task, number = first["batch"]
         yield Batch(session_id, writer, task, number)

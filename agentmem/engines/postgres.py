@@ -860,7 +860,9 @@ def _leave_to_parent() -> None:
     with ours:
         for connection in list(_made):
             if not connection.is_closed() and not connection._loop.is_closed():
-                os.dup2(ours.fileno(), _socket_of(connection).fileno())
+                theirs: int = _socket_of(connection).fileno()
+                if theirs >= 0:  # it is closed where its end was just noticed
+                    os.dup2(ours.fileno(), theirs, inheritable=False)
     _made.clear()
 
 
