@@ -8,8 +8,6 @@ from pathlib import Path
 
 from killing import Batch, whole_batches
 from postgres_database import PostgresDatabase
-from postgres_database import database as database
-from postgres_database import postgres_server as postgres_server
 from processes import Child, needs_fork, run_quietly
 
 from agentmem.engines.postgres import READERS, SCHEMA_VERSION, WRITERS
