@@ -5,8 +5,9 @@
     curl localhost:8000/chat/alice -H "content-type: application/json" -d '{"message": "My name is Alice."}'
     curl localhost:8000/chat/alice
 
-CHAT_DB names the database; the default is conversations.db in the current folder. Behind a real server, take the
-user's id from who is logged in, never from the URL.
+CHAT_DB names the database: a file (the default is conversations.db in the current folder), or with agentmem[postgres]
+one that many machines share, CHAT_DB=postgresql://user@host/database. With either, `--workers 4` answers on four cores.
+Behind a real server, take the user's id from who is logged in, never from the URL.
 """
 
 import logging

@@ -9,7 +9,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import httpx
 import pytest
 from conftest import REPO
+from web_server import Server, uvicorn
 
 EXAMPLES = REPO / "examples"
 WAIT_S = 60.0
@@ -181,47 +181,12 @@ def test_agents_sdk_goes_on_where_it_stopped_and_replays_whole_exchanges(tmp_pat
 # The FastAPI app, behind a real server.
 
 
-class Server:
-    """A uvicorn process; `log` is what it wrote so far."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self.process = process
-        self.log: list[str] = []
-        self.url = ""
-        self._known = threading.Event()
-        self._reader = threading.Thread(target=self._read, name="uvicorn-log")
-        self._reader.start()
-        self._known.wait(WAIT_S)
-
-    def _read(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self.log.append(line.rstrip())
-            # Uvicorn says where it listens once the lifespan has begun and the socket accepts.
-            if found := re.search(r"running on (http://\S+)", line):
-                self.url = found[1]
-                self._known.set()
-        self._known.set()  # it ended before
-
-    def end(self, how: signal.Signals) -> None:
-        self.process.send_signal(how)
-        self.process.wait(WAIT_S)
-        self._reader.join(WAIT_S)
-
-
 @contextmanager
-def serving(folder: Path, app: str = "fastapi_app:app", **variables: str) -> Iterator[Server]:
-    """The app on a free port of loopback, its database in `folder`; ended with SIGTERM unless the test ended it."""
-    uvicorn = [sys.executable, "-W", "error", "-m", "uvicorn", "--app-dir", str(EXAMPLES)]
-    command = [*uvicorn, "--port", "0", "--no-access-log", app]
+def serving(folder: Path, app: str = "fastapi_app:app", *, workers: int = 1, **variables: str) -> Iterator[Server]:
+    """The app, with its database in `folder`."""
     env = environment(**variables)
-    with subprocess.Popen(command, cwd=folder, env=env, stderr=subprocess.PIPE, encoding="utf-8") as process:
-        server = Server(process)
-        try:
-            assert server.url, "\n".join(server.log)
-            yield server
-        finally:
-            server.end(signal.SIGTERM)
+    with uvicorn(app, app_dir=EXAMPLES, folder=folder, env=env, workers=workers) as server:
+        yield server
 
 
 def client_of(server: Server) -> httpx.AsyncClient:
