@@ -22,6 +22,7 @@ sys.path.insert(0, sys.argv[2])
 from forking import start, wait_for
 from killing import Batch, add_batch, whole_batches
 from agentmem import AsyncSessionStore, SessionStore
+import agentmem.engines.postgres  # which processes that begin at the same instant must not each do first
 url = sys.argv[1]
 
 def together(work, processes):
