@@ -53,12 +53,11 @@ def test_an_empty_database_that_8_processes_open_at_once_is_made_once_and_none_o
     database: PostgresDatabase,
 ) -> None:
     # The schema's name comes last, so that each attempt has an empty one.
-    url = f"{database.server.url}?application_name={database.name}&schema={database.name}"
+    url = f"{database.url}?schema=attempt"
     assert run_quietly(TOGETHER + OPENING, url, Path(__file__).parent, flags=FORKING) == ""
     for attempt in range(5):
-        made = PostgresDatabase(database.server, f"{database.name}_{attempt}")
-        assert database.server.sql(f"SELECT version FROM {made.name}.agentmem_schema") == str(SCHEMA_VERSION)
-        numbers = [item["number"] for item in made.stored("shared")]
+        assert database.sql(f"SELECT version FROM attempt_{attempt}.agentmem_schema") == str(SCHEMA_VERSION)
+        numbers = [item["number"] for item in database.stored("shared", f"attempt_{attempt}")]
         assert sorted(numbers) == list(range(8))
 
 

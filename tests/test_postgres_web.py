@@ -15,8 +15,6 @@ import httpx
 import pytest
 from killing import Batch, whole_batches
 from postgres_database import PostgresDatabase
-from postgres_database import database as database
-from postgres_database import postgres_server as postgres_server
 from test_examples import converse, history, say
 from test_examples import serving as example_serving
 from waiting import WAIT_S
