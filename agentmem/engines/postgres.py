@@ -22,7 +22,7 @@ import os
 import re
 import socket
 import ssl
-from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Hashable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -447,7 +447,9 @@ class _Lane:
                 return result
 
     async def close(self) -> None:
-        """Close its connection, if it has one."""
+        """Close its connection, if it has one, or give it back."""
+        if self._pool.database.given is not None:
+            await self._let_go(is_lost=False)
         connection, self._connection = self._connection, None
         if connection is not None:
             await _in_plain_task(_end(connection))
@@ -475,7 +477,7 @@ class _Lane:
                     command_timeout=database.busy_timeout_s + ANSWER_S,
                     statement_cache_size=database.statement_cache_size,
                 )
-            self._connection = await _in_plain_task(connecting)
+            await _in_plain_task(self._keep(connecting))
             if database.given is None:
                 _made.add(self._connection)
                 await pool.close_with_loop()
@@ -484,6 +486,9 @@ class _Lane:
         if self._prepares:
             await pool.prepare(self._connection)
         return self._connection
+
+    async def _keep(self, connecting: Awaitable[Connection]) -> None:
+        self._connection = await connecting  # here, because who waits for it may be cancelled meanwhile
 
     async def _let_go(self, *, is_lost: bool) -> None:
         connection = self._connection
@@ -814,10 +819,22 @@ def _is_lost(error: BaseException, connection: Connection) -> bool:
         return True  # a pool takes back at once what was lost
 
 
-async def _in_plain_task(work: Awaitable[T]) -> T:
-    """Await what sets itself a time limit: that cancels the task it runs in, which a lane's must not be."""
+async def _in_plain_task(work: Coroutine[Any, Any, T], *, ends_early: bool = False) -> T:
+    """Await what sets itself a time limit: that cancels the task it runs in, which a lane's must not be.
+
+    Where the wait is cancelled, as a check's may be, the work is waited for all the same. If it `ends_early`, it is
+    cancelled itself, but once: an anyio scope would cancel it at every await, also where it ends its transaction.
+    """
     task = asyncio.ensure_future(work)
-    await asyncio.wait([task])
+    try:
+        await asyncio.wait([task])
+    except asyncio.CancelledError:
+        if ends_early:
+            task.cancel()
+        await despite_cancellation(asyncio.wait([task]))
+        if not task.cancelled():
+            task.exception()  # nobody is left to be told of it
+        raise
     if task.cancelled():  # as asyncio.run does last with every task: what waits for it here is to be done nevertheless
         raise ConnectionAbortedError("connecting was cancelled")
     return task.result()
@@ -1032,13 +1049,17 @@ class PostgresEngine(Engine):
                 raise StorageError(f"{self.name} holds no sessions of agentmem's; check the URL and the schema")
             return await work(connection)
 
-        lane = _Lane(pool, prepares=False)
+        async def once() -> T:
+            lane = _Lane(pool, prepares=False)
+            try:
+                return await lane.run(with_tables)
+            finally:
+                await lane.close()
+
         try:
-            return await lane.run(with_tables)
+            return await _in_plain_task(once(), ends_early=True)
         except Exception as error:
             raise self._mapped(error) from error
-        finally:
-            await lane.close()
 
     def _outcome(self, job: Job[Any]) -> Any:
         if job.error is None:
