@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from postgres_database import PostgresDatabase, postgres_database
@@ -141,7 +142,7 @@ async def is_encrypted(database: PostgresDatabase, url: str) -> bool:
 async def test_sslmode_in_the_url_decides_how_a_connection_is_made(
     encrypted: PostgresDatabase, certified: Certified, mode: str
 ) -> None:
-    options = {"sslrootcert": certified.authority} if mode.startswith("verify") else {}
+    options: dict[str, Any] = {"sslrootcert": certified.authority} if mode.startswith("verify") else {}
     assert await is_encrypted(encrypted, encrypted.url_of(sslmode=mode, **options)) == (mode != "disable")
 
 
@@ -162,7 +163,7 @@ async def test_a_server_with_a_certificate_for_another_host_is_refused(
     encrypted: PostgresDatabase, certified: Certified
 ) -> None:
     url = encrypted.url_of(sslmode="verify-full", sslrootcert=certified.authority)
-    with pytest.raises(StorageError, match="certificate verify failed.*localhost"):
+    with pytest.raises(StorageError, match=r"certificate verify failed.*localhost"):
         async with AsyncPostgresSession(url.replace("127.0.0.1", "localhost"), session_id="user_123"):
             pass
 
@@ -171,7 +172,7 @@ async def test_a_certificate_s_file_that_is_missing_is_an_error_that_says_where_
     encrypted: PostgresDatabase,
 ) -> None:
     url = encrypted.url_of(sslmode="verify-full", sslrootcert="/nowhere/root.crt")
-    with pytest.raises(StorageError, match="No such file.*check .* the files that the URL names"):
+    with pytest.raises(StorageError, match=r"No such file.*check .* the files that the URL names"):
         async with AsyncPostgresSession(url, session_id="user_123"):
             pass
 
