@@ -271,7 +271,11 @@ ERRORS = {
     "42": _Meaning(
         StorageError, "its tables are not as agentmem made them; restore a backup, or choose another schema"
     ),
-    "42501": _Meaning(StorageError, "the role needs CREATE on the database, or a schema that it may use and create in"),
+    "42501": _Meaning(
+        StorageError,
+        "the role needs CREATE on the database to make the schema; in one that there is USAGE, and CREATE to make the "
+        "tables; in these SELECT, INSERT, UPDATE and DELETE",
+    ),
     "42704": _Meaning(StorageError, "check the options in the URL"),
     "42939": _Meaning(StorageError, "choose another schema"),
     "42P01": _Meaning(StorageError, "its tables are gone; restore a backup, or close all handles to begin anew"),
