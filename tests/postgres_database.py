@@ -68,18 +68,19 @@ class PostgresDatabase:
         return self.sessions(schema).get(session_id, [])
 
     def record(self, expression: str, schema: str = "agentmem") -> None:
-        """Have each transaction that adds items write down the value of an SQL expression, as it is in it."""
+        """Have each statement that adds or removes items write down the value that an SQL expression has in it."""
         self.sql(f"""
             CREATE TABLE recorded (value text);
             GRANT ALL ON recorded TO public;
             CREATE FUNCTION record() RETURNS trigger LANGUAGE plpgsql AS $$
                 BEGIN INSERT INTO public.recorded SELECT {expression}; RETURN NULL; END
             $$;
-            CREATE TRIGGER record AFTER INSERT ON {schema}.agentmem_items FOR EACH STATEMENT EXECUTE FUNCTION record();
+            CREATE TRIGGER record AFTER INSERT OR DELETE ON {schema}.agentmem_items
+                FOR EACH STATEMENT EXECUTE FUNCTION record();
         """)
 
     def recorded(self) -> list[str]:
-        """What was written down since, one value for each transaction."""
+        """What was written down since, one value for each statement."""
         return self.sql("SELECT value FROM recorded").splitlines()
 
     def connections(self) -> set[int]:
