@@ -22,7 +22,7 @@ import os
 import re
 import socket
 import ssl
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Hashable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Hashable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -145,7 +145,7 @@ _APPEND = f"""
     WITH claimed AS ({_CLAIM}),
     ends AS (
         INSERT INTO agentmem.agentmem_sessions AS s (session_id, next_position)
-        SELECT session_id, size FROM claimed, unnest($5::text[], $6::bigint[]) AS asked (session_id, size)
+        SELECT session_id, size FROM claimed, unnest($5::text[], $6::text::bigint[]) AS asked (session_id, size)
         ORDER BY session_id COLLATE "C"
         ON CONFLICT (session_id)
             DO UPDATE SET next_position = s.next_position + excluded.next_position, updated_at = now()
@@ -153,7 +153,8 @@ _APPEND = f"""
     )
     INSERT INTO agentmem.agentmem_items (session_id, position, item)
     SELECT session_id, next_position - before_end, item
-    FROM ends JOIN unnest($7::text[], $8::bigint[], $9::text[]) AS row (session_id, before_end, item) USING (session_id)
+    FROM ends
+        JOIN unnest($7::text[], $8::text::bigint[], $9::text[]) AS row (session_id, before_end, item) USING (session_id)
 """  # noqa: S608  likewise
 
 _FORGET_WRITERS = "DELETE FROM agentmem.agentmem_writers WHERE updated_at < now() - interval '7 days'"
@@ -176,7 +177,7 @@ _CLEAR = """
 # One row for each reading, because each costs the event loop as much as decoding it.
 _NEWEST_JOINED = """
     SELECT convert_to(texts, 'UTF8'), count, oldest
-    FROM unnest($1::text[], $2::bigint[]) WITH ORDINALITY AS asked (id, most, place),
+    FROM unnest($1::text[], $2::text::bigint[]) WITH ORDINALITY AS asked (id, most, place),
         LATERAL (
             SELECT string_agg(item, ',' ORDER BY position DESC) AS texts, count(*) AS count, min(position) AS oldest
             FROM (
@@ -746,7 +747,7 @@ class Pool(LoopPool):
     async def _read(self, lane: _Lane, jobs: list[Job[Any]]) -> None:
         newest = [job for job in jobs if isinstance(job.work, _Newest)]
         if newest:
-            ids, mosts = [job.work.session_id for job in newest], [job.work.most for job in newest]
+            ids, mosts = [job.work.session_id for job in newest], _array(job.work.most for job in newest)
             try:
                 rows = await lane.run(lambda connection: connection.fetch(self._newest_sql, ids, mosts))
                 for job, (texts, count, oldest) in zip(newest, rows, strict=True):
@@ -775,7 +776,7 @@ class Pool(LoopPool):
             wanted = await self.in_thread(partial(reading.feed, rows, at_start=at_start))
 
 
-def _append_values(appends: Sequence[_Append]) -> tuple[list[str], list[int], list[str], list[int], list[str]]:
+def _append_values(appends: Sequence[_Append]) -> tuple[list[str], str, list[str], str, list[str]]:
     """The sessions, how many rows each gets; and for each row its session, its place before the new end, its text."""
     sizes: dict[str, int] = {}
     for append in appends:
@@ -790,7 +791,16 @@ def _append_values(appends: Sequence[_Append]) -> tuple[list[str], list[int], li
         of += [append.session_id] * size
         before_end += range(end, end - size, -1)
         texts += append.rows
-    return list(sizes), list(sizes.values()), of, before_end, texts
+    return list(sizes), _array(sizes.values()), of, _array(before_end), texts
+
+
+def _array(numbers: Iterable[int]) -> str:
+    """An array of numbers as PostgreSQL reads it.
+
+    As a list, asyncpg would first ask the server what ``bigint[]`` is, with each new connection, and leave a setting
+    behind on it (``jit``), which behind PgBouncer may be another client's next.
+    """
+    return "{" + ",".join(map(str, numbers)) + "}"
 
 
 def _milliseconds(seconds: float) -> str:
