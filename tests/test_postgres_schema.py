@@ -1,4 +1,4 @@
-"""The tables are made once, whole or not at all, in the schema that was asked for, with the rights that the role has."""
+"""The tables are made once, whole or not at all, in the schema that was asked for, with the rights that there are."""
 
 from __future__ import annotations
 
@@ -250,7 +250,7 @@ async def test_where_transactions_only_read_an_existing_schema_is_read_and_nothi
     session = store.session("user_123")
     await reads(session, store)
     for write in writes(session):
-        with pytest.raises(StorageError, match="the server only reads.*nothing was written"):
+        with pytest.raises(StorageError, match=r"the server only reads.*nothing was written"):
             await write()
     await store.close()
     assert database.stored() == [ONE, TWO]
@@ -272,7 +272,7 @@ async def test_a_standby_serves_reads_and_refuses_writes_by_name(
             session = store.session("user_123")
             await reads(session, store)
             for write in writes(session):
-                with pytest.raises(StorageError, match="the server only reads: it is a replica.*nothing was written"):
+                with pytest.raises(StorageError, match=r"the server only reads: it is a replica.*nothing was written"):
                     await write()
             await add(database.url, TWO)
             standby.catch_up()
