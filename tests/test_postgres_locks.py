@@ -144,9 +144,26 @@ async def test_a_write_that_finds_its_session_cleared_by_who_held_it_finds_nothi
     assert stored(postgres) == numbered(5)
 
 
-async def test_engines_that_write_to_the_same_sessions_in_any_order_never_wait_for_each_other_in_a_circle(
-    postgres: PostgresServer,
+async def test_writes_that_came_together_to_a_held_session_keep_their_order_whenever_it_is_let_go(
+    postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("agentmem.engines.postgres.LOCK_S", 0.001)
+    async with AsyncSessionStore(postgres.url, busy_timeout_s=60) as store:
+        held = store.session("user_123")
+        await held.add_items(numbered(0))
+        async with locked(postgres):
+            before = postgres.log().count("lock timeout")
+            calls = [asyncio.create_task(held.add_items(numbered(number))) for number in range(1, 200)]
+            # All of them together, then the first one alone.
+            await until(lambda: postgres.log().count("lock timeout") >= before + 2)
+        await asyncio.gather(*calls)
+    assert stored(postgres) == numbered(*range(200))
+
+
+async def test_engines_that_write_to_the_same_sessions_in_any_order_never_wait_for_each_other_in_a_circle(
+    postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentmem.engines.postgres.LOCK_S", 60)  # a shorter one would end a circle before it is found
     names = [f"{'ABab'[number % 4]}é{number}" for number in range(40)]  # sorted otherwise by many a collation
     before = postgres.log().count("deadlock")
     # Another busy_timeout_s each: they share no pool.
