@@ -105,11 +105,16 @@ def cut(proxy: TcpProxy, when: str, piece: Piece) -> Moment:
     return proxy.cut_before(piece.is_sent) if when == "before" else proxy.cut_after(piece.is_sent, piece.is_answered)
 
 
+# What the first use of a connection sends before its own is the same for all.
 @pytest.mark.parametrize(
-    ("use", "cuts", "way"), [("first", 1, "url"), ("later", 3, "url"), ("later", 1, "pool")], ids=str
+    ("name", "use", "cuts", "way"),
+    [
+        *((name, "first", 1, "url") for name in ("append", "pop")),
+        *((name, "later", 3, "url") for name in OPERATIONS),
+        *((name, "later", 1, "pool") for name in OPERATIONS),
+    ],
 )
 @pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("name", OPERATIONS)
 async def test_a_call_whose_connection_is_cut_at_any_moment_is_carried_out_once(
     postgres: PostgresServer, name: str, when: str, use: str, cuts: int, way: str
 ) -> None:
