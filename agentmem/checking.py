@@ -158,7 +158,7 @@ class Walk:
         waiting = iter(sessions)
         next_session = next(waiting, None)
         for session_id, position, data in items:
-            while next_session is not None and next_session[0].encode() <= session_id.encode():
+            while next_session is not None and next_session[0] <= session_id:
                 self._begin(*next_session)
                 next_session = next(waiting, None)
             if session_id == self._open:

@@ -77,8 +77,8 @@ def scheme_of(db: Any) -> str:
 def _split(db: Any) -> tuple[str, Any]:
     """The scheme, and what its engine takes."""
     if not isinstance(db, str):
-        package = type(db).__module__.partition(".")[0]
-        return next((scheme for scheme, entry in ENGINES.items() if entry.driver == package), "sqlite"), db
+        packages = {base.__module__.partition(".")[0] for base in type(db).__mro__}
+        return next((scheme for scheme, entry in ENGINES.items() if entry.driver in packages), "sqlite"), db
     if "://" not in db:
         return "sqlite", db
     scheme, _, rest = db.partition("://")

@@ -55,14 +55,14 @@ async def despite_cancellation(work: Coroutine[Any, Any, T]) -> T:
 class Job(Generic[W]):
     """One queued call. Whoever serves it sets `result` or `error`, from any thread."""
 
-    __slots__ = ("begun", "error", "finished", "result", "wake", "withdrawn", "work")
+    __slots__ = ("begun", "detached", "error", "finished", "result", "wake", "withdrawn", "work")
 
     def __init__(self, work: W, wake: asyncio.Future[None]) -> None:
         self.work = work
         self.wake = wake
         self.result: object = None
         self.error: BaseException | None = None
-        self.begun = self.finished = self.withdrawn = False
+        self.begun = self.detached = self.finished = self.withdrawn = False
 
     def finish(self) -> None:
         self.finished = True
@@ -103,6 +103,7 @@ class Batcher(Generic[W]):
         self._crowd = crowd
         self._key = key
         self._serving: dict[int, list[Job[W]]] = {}
+        self._detached: set[Job[W]] = set()
         self._waiting: deque[Job[W]] = deque()
         self._lanes = lanes
         self._idle = list(range(lanes))[::-1]
@@ -134,15 +135,22 @@ class Batcher(Generic[W]):
                     cancelled = error
         raise cancelled from job.error
 
-    def answer(self, jobs: Iterable[Job[W]]) -> None:
-        """Tell the callers of `jobs` their outcomes before the rest of their batch is served; on the event loop."""
+    def detach(self, jobs: Iterable[Job[W]]) -> None:
+        """Let the lane go on without these of its batch; they are still being served, and end with :meth:`answer`."""
         for job in jobs:
+            job.detached = True
+            self._detached.add(job)
+
+    def answer(self, jobs: Iterable[Job[W]]) -> None:
+        """Tell the callers of `jobs`, which were detached, their outcomes; on the event loop."""
+        for job in jobs:
+            self._detached.discard(job)
             job.finish()
-        self._plan(asyncio.get_running_loop())  # what waited for them alone
+        self._go_on(asyncio.get_running_loop())
 
     async def drain(self) -> None:
         """Wait until nothing is queued or being served."""
-        while self._waiting or not self._is_idle():
+        while self._is_at_work():
             drained = asyncio.get_running_loop().create_future()
             self._drained.append(drained)
             await drained
@@ -192,10 +200,14 @@ class Batcher(Generic[W]):
     def _busy_keys(self) -> set[Hashable]:
         if self._key is None:
             return set()
-        return {self._key(job.work) for batch in self._serving.values() for job in batch if not job.finished}
+        serving = chain(self._detached, *self._serving.values())
+        return {self._key(job.work) for job in serving if not job.finished}
 
     def _is_idle(self) -> bool:
         return len(self._idle) == self._lanes
+
+    def _is_at_work(self) -> bool:
+        return bool(self._waiting or self._detached or not self._is_idle())
 
     def _finish(
         self, loop: asyncio.AbstractEventLoop, lane: int, batch: list[Job[W]], error: BaseException | None
@@ -203,13 +215,14 @@ class Batcher(Generic[W]):
         self._idle.append(lane)
         self._serving.pop(lane, None)
         for job in batch:
-            job.error = job.error or error
-            job.finish()
+            if not job.detached:
+                job.error = job.error or error
+                job.finish()
         self._go_on(loop)
 
     def _go_on(self, loop: asyncio.AbstractEventLoop) -> None:
         self._plan(loop)
-        if not self._waiting and self._is_idle():
+        if self._drained and not self._is_at_work():
             for drained in self._drained:
                 if not drained.done():
                     drained.set_result(None)
@@ -224,10 +237,21 @@ class Groups(Generic[W]):
 
     Args:
         kind: of a write; equal for those that can share a transaction, None for one that cannot.
+        size: of a write, where groups have a size.
+        most: largest size of a group, but for a write that is larger by itself.
     """
 
-    def __init__(self, jobs: Iterable[Job[W]], kind: Callable[[W], Hashable]) -> None:
-        self._groups = deque(_groups(jobs, kind))
+    def __init__(
+        self,
+        jobs: Iterable[Job[W]],
+        kind: Callable[[W], Hashable],
+        *,
+        size: Callable[[W], int] = lambda work: 0,
+        most: int = 1,
+    ) -> None:
+        self._groups = deque(
+            part for group in _groups(jobs, kind) for part in _parts(group, lambda job: size(job.work), most)
+        )
 
     def __iter__(self) -> Iterator[list[Job[W]]]:
         while self._groups:
@@ -245,6 +269,10 @@ class Groups(Generic[W]):
         else:
             group[0].error = error
 
+    def again(self, group: list[Job[W]]) -> None:
+        """Nothing of the group was written; try it once more before the others."""
+        self._groups.appendleft(group)
+
     def failed_for_all(self, group: Sequence[Job[W]], error: Exception) -> None:
         """Nothing of the group was written, and nothing that is left would be."""
         for job in chain(group, *self):
@@ -257,3 +285,15 @@ def _groups(jobs: Iterable[Job[W]], kind: Callable[[W], Hashable]) -> Iterator[l
             yield from ([job] for job in group)
         else:
             yield list(group)
+
+
+def _parts(group: list[Job[W]], size: Callable[[Job[W]], int], most: int) -> Iterator[list[Job[W]]]:
+    part: list[Job[W]] = []
+    left = most
+    for job in group:
+        left -= (of_this := size(job))
+        if left < 0 and part:
+            yield part
+            part, left = [], most - of_this
+        part.append(job)
+    yield part

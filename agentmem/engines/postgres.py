@@ -22,7 +22,7 @@ import os
 import re
 import socket
 import ssl
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Hashable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Hashable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -59,11 +59,12 @@ Connection = Any
 
 SCHEMA_VERSION = 1
 
-WRITERS = 2
-"""Connections that write. A second one serves other sessions while the first waits for a lock or a flush."""
+WRITERS = 3
+"""Connections that write, at most: two, so that one can wait for a flush or a short lock, and one that is opened where
+sessions are held by others for longer."""
 
 READERS = 3
-"""Connections that read, so that a few long histories do not hold up the short ones."""
+"""Connections that read, at most: one for the newest rows of any number of sessions, the others for all that is longer."""
 
 MOST_WRITES = 512
 """Largest group of writes; bounds how long the first of a group waits for the last."""
@@ -71,21 +72,34 @@ MOST_WRITES = 512
 MOST_READS = 64
 """Largest batch of reads, likewise."""
 
+GROUP_BYTES = 8 * 1024 * 1024
+"""Most bytes of rows in one statement of many appends: sending them takes the event loop some ms."""
+
+MOST_BYTES = 900_000_000
+"""Most bytes in one append: PostgreSQL takes no message of 1 GB (``MaxAllocSize``), and ends the connection."""
+
 SHORT_BYTES = 128 * 1024
 """Most bytes of rows that are decoded on the event loop: a fraction of a millisecond's work."""
 
 SLICE_BYTES = 256 * 1024
-"""How many bytes of rows end a slice of them."""
+"""How many bytes of rows end a slice of them, so that long ones take no more memory than they must."""
+
+JOINED_BYTES = 1024 * 1024
+"""Most bytes of newest rows that come joined; what is longer comes in slices."""
 
 PAGE_ROWS = 2048
 """Rows that a check reads at a time."""
 
 LOCK_S = 0.2
-"""How long a group waits for a lock of another connection's, in seconds, before those that need no wait go first."""
+"""How long a group waits for a lock of another connection's, in seconds, before those that need no wait go without the
+others."""
+
+POLL_S = 0.02
+"""How often it is looked whether a session that another connection holds is free, in seconds."""
 
 ANSWER_S = 30.0
 """How long a statement may take beyond ``busy_timeout_s`` before its connection is taken for lost, in seconds: a server
-or a network that died without a word gives no other sign."""
+or a network that died without a word gives no other sign. Locks on whole tables are waited for as long, too."""
 
 SILENT_S = 5.0
 """How long the server waits for the next statement of a transaction that holds a session, in seconds, before it ends
@@ -157,12 +171,24 @@ _APPEND = f"""
         JOIN unnest($7::text[], $8::text::bigint[], $9::text[]) AS row (session_id, before_end, item) USING (session_id)
 """  # noqa: S608  likewise
 
-_FORGET_WRITERS = "DELETE FROM agentmem.agentmem_writers WHERE updated_at < now() - interval '7 days'"
+_FORGET_WRITERS = """
+    DELETE FROM agentmem.agentmem_writers WHERE writer IN (
+        SELECT writer FROM agentmem.agentmem_writers WHERE updated_at < now() - interval '7 days' FOR UPDATE SKIP LOCKED
+    )
+"""
 
 _LOCK = """
-    SELECT next_position FROM agentmem.agentmem_sessions WHERE session_id = ANY($1::text[])
-    ORDER BY session_id FOR UPDATE
+    SELECT session_id FROM agentmem.agentmem_sessions WHERE session_id = ANY($1::text[]) ORDER BY session_id FOR UPDATE
 """
+
+_HELD = """
+    WITH free AS (
+        SELECT session_id FROM agentmem.agentmem_sessions WHERE session_id = ANY($1::text[]) FOR UPDATE SKIP LOCKED
+    )
+    SELECT session_id FROM agentmem.agentmem_sessions WHERE session_id = ANY($1::text[])
+    EXCEPT SELECT session_id FROM free
+"""
+"""Which of these sessions other connections hold. One that is just being made is not seen."""
 
 _CUT = """
     WITH removed AS (DELETE FROM agentmem.agentmem_items WHERE session_id = $1 AND position >= $2)
@@ -176,10 +202,12 @@ _CLEAR = """
 
 # One row for each reading, because each costs the event loop as much as decoding it.
 _NEWEST_JOINED = """
-    SELECT convert_to(texts, 'UTF8'), count, oldest
+    SELECT CASE WHEN size <= $3 THEN convert_to(texts, 'UTF8') END, count, oldest
     FROM unnest($1::text[], $2::text::bigint[]) WITH ORDINALITY AS asked (id, most, place),
         LATERAL (
-            SELECT string_agg(item, ',' ORDER BY position DESC) AS texts, count(*) AS count, min(position) AS oldest
+            SELECT
+                string_agg(item, ',' ORDER BY position DESC) AS texts, sum(octet_length(item)) AS size,
+                count(*) AS count, min(position) AS oldest
             FROM (
                 SELECT position, item FROM agentmem.agentmem_items WHERE session_id = id
                 ORDER BY position DESC LIMIT most
@@ -188,9 +216,17 @@ _NEWEST_JOINED = """
     ORDER BY place
 """
 
+# Each slice ends with the row that makes it long.
 _BELOW = """
-    SELECT position, convert_to(item, 'UTF8') FROM agentmem.agentmem_items WHERE session_id = $1 AND position < $2
-    ORDER BY position DESC LIMIT $3
+    SELECT position, convert_to(item, 'UTF8')
+    FROM (
+        SELECT position, item, sum(octet_length(item)) OVER (ORDER BY position DESC) - octet_length(item) AS before
+        FROM (
+            SELECT position, item FROM agentmem.agentmem_items WHERE session_id = $1 AND position < $2
+            ORDER BY position DESC LIMIT $3
+        ) AS slice
+    ) AS measured
+    WHERE before < $4 ORDER BY position DESC
 """
 
 _FROM = """
@@ -215,8 +251,17 @@ _PAGE_OF_SESSIONS = """
 """
 
 _PAGE_OF_ITEMS = """
-    SELECT session_id, position, convert_to(item, 'UTF8') FROM agentmem.agentmem_items
-    WHERE (session_id, position) > ($1, $2) ORDER BY session_id, position LIMIT $3
+    SELECT session_id, position, convert_to(item, 'UTF8')
+    FROM (
+        SELECT
+            session_id, position, item,
+            sum(octet_length(item)) OVER (ORDER BY session_id, position) - octet_length(item) AS before
+        FROM (
+            SELECT session_id, position, item FROM agentmem.agentmem_items WHERE (session_id, position) > ($1, $2)
+            ORDER BY session_id, position LIMIT $3
+        ) AS slice
+    ) AS measured
+    WHERE before < $4 ORDER BY session_id, position
 """
 
 _LAST_POSITION = 2**63 - 1
@@ -307,8 +352,9 @@ ERRORS = {
 """What PostgreSQL's errors mean to a caller: by SQLSTATE, or by its class, the first two characters
 (postgresql.org/docs/current/errcodes-appendix.html). Classes 00 to 02 are no errors."""
 
-_PASSING = {"25006", "25P03", "25P04", "53300", "57P01", "57P02", "57P03", "57P05"}
-"""SQLSTATEs after which another connection may do: the server ends, starts, is full, or is no primary any more."""
+_PASSING = {"25006", "40003", "25P03", "25P04", "53300", "57P01", "57P02", "57P03", "57P05"}
+"""SQLSTATEs after which another connection may do: the server ends, starts, is full, is no primary any more,
+or does not know whether it has committed."""
 
 _REPEATABLE = {"40001", "40P01"}
 """Those after which the same transaction may succeed at once; nothing of it was written."""
@@ -378,6 +424,15 @@ _Write = _Append | _Pop | _Clear
 
 
 @dataclass(frozen=True, slots=True)
+class _Held:
+    """A write that waits for a session that another connection holds."""
+
+    job: Job[_Write]
+    deadline: float
+    error: Exception
+
+
+@dataclass(frozen=True, slots=True)
 class _Newest:
     """Read the newest rows, joined."""
 
@@ -390,16 +445,59 @@ class _Ask:
     """Read by any statements."""
 
     session_id: str | None
-    work: Callable[[Connection], Awaitable[object]]
+    work: Callable[[_Bounded], Awaitable[object]]
 
 
 class _Lost(Exception):  # noqa: N818  becomes a StorageError
-    """No connection could do it in time."""
+    """No connection could do it in time, or none can be made."""
 
     def __init__(self, error: BaseException, *, in_doubt: bool) -> None:
         super().__init__(str(error))
         self.error = error
         self.in_doubt = in_doubt
+
+
+class _FromReading(Exception):  # noqa: N818  what it holds is raised instead
+    """What a reading raised, which is no error of the server's, whatever it is."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+class _Bounded:
+    """A connection, each statement of which is answered within `limit_s` or ends in a TimeoutError.
+
+    Transactions, too: asyncpg's own have no time limit but what the connection was made with.
+    """
+
+    def __init__(self, connection: Connection, limit_s: float) -> None:
+        self._connection = connection
+        self._limit_s = limit_s
+
+    async def execute(self, sql: str, *values: object) -> None:
+        await self._connection.execute(sql, *values, timeout=self._limit_s)
+
+    async def fetch(self, sql: str, *values: object) -> Sequence[Any]:
+        rows: Sequence[Any] = await self._connection.fetch(sql, *values, timeout=self._limit_s)
+        return rows
+
+    async def fetchrow(self, sql: str, *values: object) -> Any:
+        return await self._connection.fetchrow(sql, *values, timeout=self._limit_s)
+
+    async def fetchval(self, sql: str, *values: object) -> Any:
+        return await self._connection.fetchval(sql, *values, timeout=self._limit_s)
+
+    @asynccontextmanager
+    async def transaction(self, mode: str) -> AsyncIterator[None]:
+        await self.execute(f"BEGIN ISOLATION LEVEL {mode}")
+        try:
+            yield
+        except BaseException:
+            with suppress(*_ENDED):  # where it fails the connection is lost, and the transaction with it
+                await self.execute("ROLLBACK")
+            raise
+        await self.execute("COMMIT")
 
 
 class _Lane:
@@ -418,32 +516,39 @@ class _Lane:
         self._prepares = prepares
         self._connection: Connection = None
         self._used_at = 0.0
+        self._turn = 0  # which of several hosts is asked first
 
-    async def run(self, work: Callable[[Connection], Awaitable[T]]) -> T:
+    async def run(self, work: Callable[[_Bounded], Awaitable[T]]) -> T:
         """Do `work` on the connection; where that is lost, again on a new one, for as long as may be waited.
 
         Raises:
-            _Lost: no connection could do it in time.
+            _Lost: no connection could do it in time, or none can be made.
         """
         now, wait_s = self._pool.loop.time, self._pool.database.busy_timeout_s
-        deadline: float | None = None  # once it was lost
+        deadline, limit_s = now() + wait_s, wait_s + ANSWER_S
+        has_failed = in_doubt = False
         pause_s, longest_pause_s = PAUSES_S
-        in_doubt = False
         while True:
-            self.is_sent = False
+            self.is_sent = is_connected = False
             try:
-                result = await work(await self._connected(wait_s if deadline is None else deadline - now()))
+                connection = await self._connected(deadline - now(), limit_s)
+                is_connected = True
+                result = await work(connection)
             except Exception as error:
                 is_lost = _is_lost(error, self._connection)
                 in_doubt = in_doubt or (is_lost and self.is_sent and _sqlstate(error) != _READ_ONLY)
                 await self._let_go(is_lost=is_lost)
-                if not (is_lost or in_doubt or _sqlstate(error) in _REPEATABLE):
+                is_passing = is_lost or in_doubt or _sqlstate(error) in _REPEATABLE
+                if is_connected and not is_passing:
                     raise
-                if deadline is None:
-                    deadline = now() + wait_s
-                is_unknown = not self._pool.has_connected and isinstance(error, OSError)  # nothing ever answered there
-                if is_unknown or now() >= deadline:
+                if is_connected and not has_failed:
+                    has_failed, deadline = True, now() + wait_s
+                if now() >= deadline or not is_passing or self._is_nowhere(error):
                     raise _Lost(error, in_doubt=in_doubt) from error
+                if not is_connected and isinstance(error, asyncio.TimeoutError):
+                    self._turn += 1
+                if has_failed:
+                    limit_s = min(limit_s, max(1.0, deadline - now()))
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, longest_pause_s)
             else:
@@ -451,13 +556,19 @@ class _Lane:
                 await self._let_go(is_lost=False)
                 return result
 
+    def _is_nowhere(self, error: Exception) -> bool:
+        """Whether nothing has ever answered at the address, so that waiting is in vain."""
+        passes = (asyncio.TimeoutError, ConnectionAbortedError)  # the first has waited, the second is our own
+        return not self._pool.has_connected and isinstance(error, OSError) and not isinstance(error, passes)
+
     async def close(self) -> None:
         """Close its connection, if it has one, or give it back."""
         if self._pool.database.given is not None:
             await self._let_go(is_lost=False)
         connection, self._connection = self._connection, None
         if connection is not None:
-            await _in_plain_task(_end(connection))
+            with suppress(ConnectionAbortedError):  # the end of the event loop has ended the connection, too
+                await _in_plain_task(_end(connection))
 
     def abandon(self) -> None:
         """Hang up on the server, and forget the connection, whose event loop is gone."""
@@ -467,20 +578,18 @@ class _Lane:
             with suppress(OSError, TypeError):  # uvloop has closed its sockets with the loop, and says so by TypeError
                 _socket_of(connection).shutdown(socket.SHUT_RDWR)
 
-    async def _connected(self, wait_s: float) -> Connection:
+    async def _connected(self, wait_s: float, limit_s: float) -> _Bounded:
         pool, database = self._pool, self._pool.database
         if self._connection is not None and pool.loop.time() - self._used_at > IDLE_S:
             await self.close()
         if self._connection is None:
-            timeout = max(wait_s, 1.0)
             if database.given is not None:
-                connecting = database.given.acquire(timeout=timeout)
+                connecting = database.given.acquire(timeout=max(wait_s, 1.0))
             else:
+                dsn, hosts = _rotated(database.dsn, self._turn)
+                # asyncpg's limit is for all hosts together: one that is silent must leave time for the others.
                 connecting = asyncpg.connect(
-                    database.dsn,
-                    timeout=timeout,
-                    command_timeout=database.busy_timeout_s + ANSWER_S,
-                    statement_cache_size=database.statement_cache_size,
+                    dsn, timeout=max(wait_s / hosts, 1.0), statement_cache_size=database.statement_cache_size
                 )
             await _in_plain_task(self._keep(connecting))
             if database.given is None:
@@ -488,9 +597,10 @@ class _Lane:
                 await pool.close_with_loop()
             self._used_at = pool.loop.time()
             pool.has_connected = True
+        connection = _Bounded(self._connection, limit_s)
         if self._prepares:
-            await pool.prepare(self._connection)
-        return self._connection
+            await pool.prepare(connection)
+        return connection
 
     async def _keep(self, connecting: Awaitable[Connection]) -> None:
         self._connection = await connecting  # here, because who waits for it may be cancelled meanwhile
@@ -505,8 +615,8 @@ class _Lane:
                 connection.terminate()
             if self._pool.database.given is not None:
                 await _in_plain_task(self._pool.database.given.release(connection))
-        except _ENDED:
-            pass  # a pool takes back at once what was lost, and ends what it cannot reset; what was done is done
+        except Exception:  # noqa: S110  the pool has ended what it could not take back; what was done is done
+            pass
 
 
 class Pool(LoopPool):
@@ -517,12 +627,14 @@ class Pool(LoopPool):
         self.database = database
         self.has_connected = False
         self.writes: Batcher[_Write] = Batcher(
-            self._serve_writes, lanes=WRITERS, most=MOST_WRITES, key=lambda write: write.session_id
+            self._serve_writes, lanes=WRITERS - 1, most=MOST_WRITES, key=lambda write: write.session_id
         )
-        self.reads: Batcher[_Newest | _Ask] = Batcher(self._serve_reads, lanes=READERS, most=MOST_READS)
+        self.newest: Batcher[_Newest] = Batcher(self._serve_newest, lanes=1, most=MOST_READS)
+        self.asks: Batcher[_Ask] = Batcher(self._serve_ask, lanes=READERS - 1, most=1)
         self.threads = CapacityLimiter(READERS)
-        self._write_lanes = [_Lane(self) for _ in range(WRITERS)]
-        self._read_lanes = [_Lane(self) for _ in range(READERS)]
+        *self._write_lanes, self._lock_lane = self._writers = [_Lane(self) for _ in range(WRITERS)]
+        self._newest_lane, *self._ask_lanes = self._readers = [_Lane(self) for _ in range(READERS)]
+        self._held: dict[str, list[_Held]] = {}
         self._opening = asyncio.Lock()
         self._is_open = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -533,7 +645,7 @@ class Pool(LoopPool):
     async def open(self) -> None:
         """Connect, and have the schema created or upgraded, unless that was done."""
         if not self._is_open:
-            job = await self.reads.submit(_Ask(None, _nothing))
+            job = await self.asks.submit(_Ask(None, _nothing))
             if job.error is not None:
                 raise job.error
 
@@ -556,7 +668,7 @@ class Pool(LoopPool):
                 await self._close_lanes()
 
     def abandon(self) -> None:
-        for lane in (*self._write_lanes, *self._read_lanes):
+        for lane in (*self._writers, *self._readers):
             lane.abandon()
 
     async def in_thread(self, function: Callable[[], T]) -> T:
@@ -570,22 +682,23 @@ class Pool(LoopPool):
 
     async def _close_lanes(self) -> None:
         await self.writes.drain()
-        await self.reads.drain()
+        await self.newest.drain()
+        await self.asks.drain()
         # All at once: a server that does not answer must not hold up the end once for each of them.
-        await asyncio.gather(*(lane.close() for lane in (*self._write_lanes, *self._read_lanes)))
+        await asyncio.gather(*(lane.close() for lane in (*self._writers, *self._readers)))
 
     # The schema
 
-    async def prepare(self, connection: Connection) -> None:
+    async def prepare(self, connection: _Bounded) -> None:
         """Have the schema created or upgraded, unless that was done."""
         if not self._is_open:
             await self._create_or_upgrade(connection)
 
-    async def _create_or_upgrade(self, connection: Connection) -> None:
+    async def _create_or_upgrade(self, connection: _Bounded) -> None:
         async with self._opening:
             if await self.version(connection) < SCHEMA_VERSION:
                 database = self.database
-                async with connection.transaction(isolation="read_committed"):
+                async with connection.transaction("READ COMMITTED"):
                     await connection.execute(
                         "SELECT set_config('lock_timeout', $1, true)", _milliseconds(self.database.busy_timeout_s)
                     )
@@ -601,7 +714,7 @@ class Pool(LoopPool):
                     await connection.execute(set_version, SCHEMA_VERSION)
             self._is_open = True
 
-    async def version(self, connection: Connection) -> int:
+    async def version(self, connection: _Bounded) -> int:
         """The schema's version, 0 where there is none.
 
         Raises:
@@ -649,59 +762,101 @@ class Pool(LoopPool):
         task.add_done_callback(self._tasks.discard)
 
     async def _write(self, lane: _Lane, jobs: list[Job[_Write]]) -> None:
-        """Write all that need not wait for other connections, then what is left, one by one."""
         deadline = self.loop.time() + self.database.busy_timeout_s
-        locked = await self._write_unlocked(lane, jobs)
-        if locked:
-            waiting = set(map(id, locked))
-            self.writes.answer(job for job in jobs if id(job) not in waiting)
-        failed: dict[str, Exception] = {}
-        for job in locked:
-            session_id = job.work.session_id
-            if session_id in failed:  # it would wait as long for the same lock
-                job.error = failed[session_id]
-                continue
-            try:
-                (job.result,) = await self._together(lane, [job.work], deadline - self.loop.time())
-            except Exception as error:
-                job.error = error
-                if _sqlstate(error) == _LOCKED:
-                    failed[session_id] = error
-
-    async def _write_unlocked(self, lane: _Lane, jobs: list[Job[_Write]]) -> list[Job[_Write]]:
-        """Write what no other connection locks; returns the rest, with all that comes after it in the same sessions."""
-        locked: list[Job[_Write]] = []
-        groups = Groups(jobs, _kind)
+        groups = Groups(jobs, _kind, size=_size_bytes, most=GROUP_BYTES)
         for group in groups:
-            held_up = {job.work.session_id for job in locked}
-            ready = [job for job in group if job.work.session_id not in held_up]
-            locked += [job for job in group if job.work.session_id in held_up]
+            ready = [job for job in group if job.work.session_id not in self._held]
+            self._set_aside([job for job in group if job.work.session_id in self._held], deadline)
             if not ready:
                 continue
-            wait_s = min(LOCK_S, self.database.busy_timeout_s)
             try:
-                results = await self._together(lane, [job.work for job in ready], wait_s)
+                results = await self._together(lane, [job.work for job in ready])
             except _Lost as error:
-                # What is left would wait as long; nothing of it is in doubt.
-                groups.failed_for_all(locked, _Lost(error.error, in_doubt=False))
                 for job in ready:
                     job.error = error
-                return []
+                # What is left would wait as long; nothing of it is in doubt.
+                groups.failed_for_all([], _Lost(error.error, in_doubt=False))
             except Exception as error:
-                if len(ready) == 1 and _sqlstate(error) == _LOCKED:
-                    locked += ready
-                else:
+                if _sqlstate(error) != _LOCKED:
                     groups.failed(ready, error)
+                    continue
+                held = await self._held_ids(lane, ready) if len(ready) > 1 else {ready[0].work.session_id}
+                if held:
+                    self._set_aside([job for job in ready if job.work.session_id in held], deadline, error)
+                    groups.again([job for job in ready if job.work.session_id not in held])
+                else:
+                    groups.failed(ready, error)  # what is being made is not seen
             else:
                 groups.succeeded(ready, results)
-        return locked
 
-    async def _together(self, lane: _Lane, writes: Sequence[_Write], wait_s: float) -> Sequence[object]:
-        """Do these writes in one transaction, and wait at most `wait_s` for each lock."""
+    def _set_aside(self, jobs: Sequence[Job[_Write]], deadline: float, error: Exception | None = None) -> None:
+        """Have these wait for their sessions, which other connections hold, without holding up others."""
+        self.writes.detach(jobs)
+        is_waiting = bool(self._held)
+        for job in jobs:
+            waiting = self._held.setdefault(job.work.session_id, [])
+            waiting.append(_Held(job, deadline, error or waiting[-1].error))
+        if jobs and not is_waiting:
+            self._begin(self._wait_for_locks(), lambda error: None)
+
+    async def _wait_for_locks(self) -> None:
+        """Write what was set aside, as soon as its session is free; at its deadline, let it fail."""
+        while self._held:
+            jobs = [waiting[0].job for waiting in self._held.values()]
+            try:
+                held = await self._held_ids(self._lock_lane, jobs)
+                for job in jobs:
+                    if job.work.session_id not in held:
+                        await self._write_held(job.work.session_id)
+            except Exception as error:
+                lost = _Lost(error.error, in_doubt=False) if isinstance(error, _Lost) else error
+                self._answer_held(list(self._held), lambda waiting: lost)
+                return
+            now = self.loop.time()
+            self._answer_held(list(self._held), lambda waiting: waiting.error if waiting.deadline <= now else None)
+            if self._held:
+                await asyncio.sleep(POLL_S)
+
+    async def _write_held(self, session_id: str) -> None:
+        """Write all that waits for a session, in order, as long as nobody else holds it."""
+        while waiting := self._held.get(session_id):
+            job = waiting[0].job
+            try:
+                (job.result,) = await self._together(self._lock_lane, [job.work])
+            except Exception as error:
+                if _sqlstate(error) == _LOCKED:
+                    return
+                job.error = error
+                if isinstance(error, _Lost):
+                    self._drop_first(session_id)
+                    raise
+            self._drop_first(session_id)
+
+    def _answer_held(self, session_ids: Sequence[str], error_of: Callable[[_Held], Exception | None]) -> None:
+        for session_id in session_ids:
+            while (waiting := self._held.get(session_id)) and (error := error_of(waiting[0])) is not None:
+                waiting[0].job.error = error
+                self._drop_first(session_id)
+
+    def _drop_first(self, session_id: str) -> None:
+        waiting = self._held[session_id]
+        job = waiting.pop(0).job
+        if not waiting:
+            del self._held[session_id]
+        self.writes.answer([job])
+
+    async def _held_ids(self, lane: _Lane, jobs: Sequence[Job[_Write]]) -> set[str]:
+        ids = list({job.work.session_id for job in jobs})
+        rows = await lane.run(lambda connection: connection.fetch(self.database.sql(_HELD), ids))
+        return {session_id for (session_id,) in rows}
+
+    async def _together(self, lane: _Lane, writes: Sequence[_Write]) -> Sequence[object]:
+        """Do these writes in one transaction, which waits `LOCK_S` for each lock at most."""
         if not lane.number:  # their transactions are long since settled
             await lane.run(lambda connection: connection.execute(self.database.sql(_FORGET_WRITERS)))
         lane.number += 1
-        claim = (_milliseconds(wait_s), _milliseconds(SILENT_S), lane.writer, lane.number)
+        lock_wait_s = min(LOCK_S, self.database.busy_timeout_s)
+        claim = (_milliseconds(lock_wait_s), _milliseconds(SILENT_S), lane.writer, lane.number)
         if isinstance(pop := writes[0], _Pop):
             return [await lane.run(lambda connection: self._pop(connection, lane, claim, pop))]
         if isinstance(writes[0], _Clear):
@@ -712,16 +867,17 @@ class Pool(LoopPool):
             await lane.run(lambda connection: self._append(connection, lane, claim, values))
         return [None] * len(writes)
 
-    async def _append(self, connection: Connection, lane: _Lane, claim: Any, values: Any) -> None:
+    async def _append(self, connection: _Bounded, lane: _Lane, claim: Any, values: Any) -> None:
         lane.is_sent = True
         await connection.execute(self._append_sql, *claim, *values)
 
-    async def _clear(self, connection: Connection, lane: _Lane, claim: Any, ids: Sequence[str]) -> None:
+    async def _clear(self, connection: _Bounded, lane: _Lane, claim: Any, ids: Sequence[str]) -> None:
         async with self._claimed(connection, lane, claim) as is_mine:
-            if is_mine and await connection.fetch(self.database.sql(_LOCK), ids):
-                await connection.execute(self.database.sql(_CLEAR), ids)
+            # Of those alone that were there to be locked: another connection may be making the others at this moment.
+            if is_mine and (locked := await connection.fetch(self.database.sql(_LOCK), ids)):
+                await connection.execute(self.database.sql(_CLEAR), [session_id for (session_id,) in locked])
 
-    async def _pop(self, connection: Connection, lane: _Lane, claim: Any, pop: _Pop) -> object:
+    async def _pop(self, connection: _Bounded, lane: _Lane, claim: Any, pop: _Pop) -> object:
         async with self._claimed(connection, lane, claim) as is_mine:
             if is_mine:
                 pop.reading.restart()  # what an attempt before has read was not removed, and may be gone
@@ -733,47 +889,48 @@ class Pool(LoopPool):
         return pop.reading.result()  # what an attempt before has read, where that one was committed
 
     @asynccontextmanager
-    async def _claimed(self, connection: Connection, lane: _Lane, claim: Any) -> Any:
+    async def _claimed(self, connection: _Bounded, lane: _Lane, claim: Any) -> Any:
         """A transaction that has its number; False where it was committed before."""
-        async with connection.transaction(isolation="read_committed"):
+        async with connection.transaction("READ COMMITTED"):
             yield await connection.fetchval(self._claim_sql, *claim)
             lane.is_sent = True
 
     # Reads
 
-    def _serve_reads(self, lane: int, jobs: list[Job[_Newest | _Ask]], done: Done) -> None:
-        self._begin(self._read(self._read_lanes[lane], jobs), done)
+    def _serve_newest(self, lane: int, jobs: list[Job[_Newest]], done: Done) -> None:
+        self._begin(self._read_newest(jobs), done)
 
-    async def _read(self, lane: _Lane, jobs: list[Job[Any]]) -> None:
-        newest = [job for job in jobs if isinstance(job.work, _Newest)]
-        if newest:
-            ids, mosts = [job.work.session_id for job in newest], _array(job.work.most for job in newest)
-            try:
-                rows = await lane.run(lambda connection: connection.fetch(self._newest_sql, ids, mosts))
-                for job, (texts, count, oldest) in zip(newest, rows, strict=True):
-                    job.result = (texts or b"", count, oldest or 0)
-            except (asyncpg.ProgramLimitExceededError, asyncpg.OutOfMemoryError):
-                pass  # too long to be joined: with no result, they are read row by row
-            except Exception as error:
-                for job in newest:
-                    job.error = error
-            self.reads.answer(newest)
-        for job in jobs:
-            if not isinstance(job.work, _Newest):
-                try:
-                    job.result = await lane.run(job.work.work)
-                except Exception as error:
-                    job.error = error
+    async def _read_newest(self, jobs: list[Job[_Newest]]) -> None:
+        ids, mosts = [job.work.session_id for job in jobs], _array(job.work.most for job in jobs)
+        try:
+            rows = await self._newest_lane.run(
+                lambda connection: connection.fetch(self._newest_sql, ids, mosts, JOINED_BYTES)
+            )
+        except (asyncpg.ProgramLimitExceededError, asyncpg.OutOfMemoryError):
+            return  # too long to be joined: with no result, they are read in slices
+        for job, (texts, count, oldest) in zip(jobs, rows, strict=True):
+            if texts is not None or not count:
+                job.result = (texts or b"", count, oldest or 0)
 
-    async def feed(self, connection: Connection, session_id: str, reading: Reading[Any]) -> None:
+    def _serve_ask(self, lane: int, jobs: list[Job[_Ask]], done: Done) -> None:
+        async def ask() -> None:
+            (job,) = jobs
+            job.result = await self._ask_lanes[lane].run(job.work.work)
+
+        self._begin(ask(), done)
+
+    async def feed(self, connection: _Bounded, session_id: str, reading: Reading[Any]) -> None:
         """Feed a session's rows to `reading` from the newest on, inside the caller's transaction."""
         reading.restart()
         wanted, below = reading.first, _LAST_POSITION
         while wanted:
-            rows = await connection.fetch(self.database.sql(_BELOW), session_id, below, wanted)
+            rows = await connection.fetch(self.database.sql(_BELOW), session_id, below, wanted, SLICE_BYTES)
             below = rows[-1][0] if rows else 0
-            at_start = len(rows) < wanted
-            wanted = await self.in_thread(partial(reading.feed, rows, at_start=at_start))
+            feed = partial(reading.feed, rows, at_start=below == 0)
+            try:
+                wanted = await self.in_thread(feed)
+            except Exception as error:
+                raise _FromReading(error) from error
 
 
 def _append_values(appends: Sequence[_Append]) -> tuple[list[str], str, list[str], str, list[str]]:
@@ -807,6 +964,10 @@ def _milliseconds(seconds: float) -> str:
     return f"{max(1, int(seconds * 1000))}ms"  # 0 would mean for ever
 
 
+def _size_bytes(write: _Write) -> int:
+    return sum(map(len, write.rows)) if isinstance(write, _Append) else 0
+
+
 def _sqlstate(error: BaseException) -> str | None:
     return getattr(error, "sqlstate", None)
 
@@ -815,13 +976,13 @@ def _kind(write: _Write) -> str | None:
     return None if isinstance(write, _Pop) else type(write).__name__
 
 
-async def _nothing(connection: Connection) -> None:
+async def _nothing(connection: _Bounded) -> None:
     pass
 
 
 def _is_lost(error: BaseException, connection: Connection) -> bool:
     """Whether another connection may do what this one did not."""
-    if isinstance(error, AgentMemError):
+    if isinstance(error, (AgentMemError, _FromReading)):
         return False
     if isinstance(error, (OSError, asyncio.TimeoutError, asyncpg.PostgresConnectionError, _NO_PRIMARY)):
         return True
@@ -850,7 +1011,7 @@ async def _in_plain_task(work: Coroutine[Any, Any, T], *, ends_early: bool = Fal
             task.exception()  # nobody is left to be told of it
         raise
     if task.cancelled():  # as asyncio.run does last with every task: what waits for it here is to be done nevertheless
-        raise ConnectionAbortedError("connecting was cancelled")
+        raise ConnectionAbortedError("the event loop ended it")
     return task.result()
 
 
@@ -945,7 +1106,7 @@ class PostgresEngine(Engine):
         cache_size = (
             options.get("statement_cache_size", "100") if statement_cache_size is None else statement_cache_size
         )
-        if not re.fullmatch("[0-9]+", str(cache_size)):
+        if not re.fullmatch("[0-9]{1,9}", str(cache_size)):
             raise ValueError(f"statement_cache_size is 0 or more, got {cache_size!r}")
         self.name = (_without_password(dsn) if given is None else "the given asyncpg pool") + (
             "" if schema == "agentmem" else f" (schema {schema})"
@@ -953,7 +1114,7 @@ class PostgresEngine(Engine):
         self.key: Hashable = ("postgresql", _address(dsn) if given is None else given, schema)
         self._database = Database(
             name=self.name,
-            key=(dsn if given is None else given, schema, busy_timeout_s, cache_size),
+            key=(dsn if given is None else given, schema, busy_timeout_s, int(cache_size)),
             dsn=dsn,
             given=given,
             schema=schema,
@@ -971,17 +1132,25 @@ class PostgresEngine(Engine):
         except BaseException as error:
             await self._leases.let_go(pool)  # a later call leases again
             if isinstance(error, Exception):
-                raise self._mapped(error) from error
+                raise self._mapped(error) from _cause(error)
             raise
 
     async def append(self, session_id: str, rows: Sequence[str]) -> None:
+        pool = self._pool()
+        if sum(map(len, rows)) > MOST_BYTES // 8:  # only then is it worth counting
+            size_bytes = sum(len(row.encode()) + len(session_id.encode()) + 32 for row in rows)
+            if size_bytes > MOST_BYTES:
+                raise StorageError(
+                    f"session {session_id[:80]!r} in {self.name}: {size_bytes} bytes at once, and PostgreSQL takes up to "
+                    "1 GB; nothing was written, add fewer items at once"
+                )
         if rows:
-            self._outcome(await self._pool().writes.submit(_Append(session_id, rows)))
+            self._outcome(await pool.writes.submit(_Append(session_id, rows)))
 
     async def read(self, session_id: str, reading: Reading[T]) -> T:
         pool = self._pool()
         if reading.first:
-            joined = self._outcome(await pool.reads.submit(_Newest(session_id, reading.first)))
+            joined = self._outcome(await pool.newest.submit(_Newest(session_id, reading.first)))
             if joined is not None:
                 if reading.is_short and len(joined[0]) <= SHORT_BYTES:
                     is_enough = reading.feed_joined(*joined)
@@ -990,11 +1159,11 @@ class PostgresEngine(Engine):
                 if is_enough:
                     return reading.result()
 
-            async def feed(connection: Connection) -> None:
-                async with connection.transaction(isolation="repeatable_read", readonly=True):
+            async def feed(connection: _Bounded) -> None:
+                async with connection.transaction("REPEATABLE READ READ ONLY"):
                     await pool.feed(connection, session_id, reading)
 
-            self._outcome(await pool.reads.submit(_Ask(session_id, feed)))
+            self._outcome(await pool.asks.submit(_Ask(session_id, feed)))
         return reading.result()
 
     async def pop(self, session_id: str, reading: Reading[T]) -> T:
@@ -1008,12 +1177,12 @@ class PostgresEngine(Engine):
         if after is None:  # the pool would make the tables
             await self._apart(pool, _nothing)
         sql = self._database.sql(_SESSIONS)
-        found = await pool.reads.submit(_Ask(None, lambda connection: connection.fetch(sql, after or "", most)))
+        found = await pool.asks.submit(_Ask(None, lambda connection: connection.fetch(sql, after or "", most)))
         return [(session_id, length) for session_id, length in self._outcome(found)]
 
     async def rows(self, session_id: str, start: int, most: int) -> list[tuple[int, bytes]]:
         sql = self._database.sql(_FROM)
-        found = await self._pool().reads.submit(
+        found = await self._pool().asks.submit(
             _Ask(session_id, lambda connection: connection.fetch(sql, session_id, start, most, SLICE_BYTES))
         )
         return [(position, text) for position, text in self._outcome(found)]
@@ -1021,11 +1190,11 @@ class PostgresEngine(Engine):
     async def check(self, progress: Progress | None = None) -> CheckReport:
         pool = self._pool()
 
-        async def walk(connection: Connection) -> CheckReport:
-            checking = Checking(progress)
-            async with connection.transaction(isolation="repeatable_read", readonly=True):
+        async def walk(connection: _Bounded) -> CheckReport:
+            checking = Checking(progress)  # tells of its progress in the thread that feeds it
+            async with connection.transaction("REPEATABLE READ READ ONLY"):
                 await _walk(connection, self._database, pool, checking)
-            return checking.report()
+            return await pool.in_thread(checking.report)
 
         return await self._apart(pool, walk)
 
@@ -1055,10 +1224,10 @@ class PostgresEngine(Engine):
                 )
         return self._leases.take()
 
-    async def _apart(self, pool: Pool, work: Callable[[Connection], Awaitable[T]]) -> T:
+    async def _apart(self, pool: Pool, work: Callable[[_Bounded], Awaitable[T]]) -> T:
         """Do `work` on a connection apart from the pool's, to a database that has agentmem's tables."""
 
-        async def with_tables(connection: Connection) -> T:
+        async def with_tables(connection: _Bounded) -> T:
             if not await pool.version(connection):
                 raise StorageError(f"{self.name} holds no sessions of agentmem's; check the URL and the schema")
             return await work(connection)
@@ -1073,28 +1242,28 @@ class PostgresEngine(Engine):
         try:
             return await _in_plain_task(once(), ends_early=True)
         except Exception as error:
-            raise self._mapped(error) from error
+            raise self._mapped(error) from _cause(error)
 
     def _outcome(self, job: Job[Any]) -> Any:
         if job.error is None:
             return job.result
-        raise self._mapped(job.error, job.work.session_id) from job.error
+        raise self._mapped(job.error, job.work.session_id) from _cause(job.error)
 
     def _mapped(self, error: BaseException, session_id: str | None = None) -> BaseException:
         """agentmem's error for the driver's; any other is returned as it is."""
         return map_error(error, self.name, session_id)
 
 
-async def _walk(connection: Connection, database: Database, pool: Pool, checking: Checking) -> None:
+async def _walk(connection: _Bounded, database: Database, pool: Pool, checking: Checking) -> None:
     """Tell `checking` of every session and item, in the caller's transaction."""
     total = await connection.fetchval(database.sql("SELECT sum(next_position)::bigint FROM agentmem.agentmem_sessions"))
-    checking.expect(total or 0)
+    await pool.in_thread(partial(checking.expect, total or 0))
     walk = Walk(checking)
     session_id, position = "", -1
     upto: str | None = ""
     while upto is not None:
-        items = await connection.fetch(database.sql(_PAGE_OF_ITEMS), session_id, position, PAGE_ROWS)
-        before, upto = upto, items[-1][0] if len(items) == PAGE_ROWS else None
+        items = await connection.fetch(database.sql(_PAGE_OF_ITEMS), session_id, position, PAGE_ROWS, SLICE_BYTES)
+        before, upto = upto, items[-1][0] if items else None
         sessions = await connection.fetch(database.sql(_PAGE_OF_SESSIONS), before, upto)
         await pool.in_thread(partial(walk.take, sessions, items))
         if items:
@@ -1104,12 +1273,14 @@ async def _walk(connection: Connection, database: Database, pool: Pool, checking
 
 def map_error(error: BaseException, name: str, session_id: str | None = None) -> BaseException:
     """agentmem's error for one of asyncpg's or of the connection's; any other is returned as it is."""
+    if isinstance(error, _FromReading):
+        return error.error
     subject = name if session_id is None else f"session {session_id[:80]!r} in {name}"
     if isinstance(error, _Lost):
         if error.in_doubt:
             return StorageError(
-                f"{subject}: the connection was lost while it was written ({error.error}), and no server would say in "
-                "time whether it was; look before you write it again, or raise busy_timeout_s"
+                f"{subject}: the connection was lost while it was written ({_text(error.error)}), and no server would "
+                "say in time whether it was; look before you write it again, or raise busy_timeout_s"
             )
         error = error.error
     if isinstance(error, asyncpg.PostgresError):
@@ -1122,10 +1293,21 @@ def map_error(error: BaseException, name: str, session_id: str | None = None) ->
         advice = "check that the server runs and its address"
         if isinstance(error, (ssl.SSLError, FileNotFoundError, PermissionError)):
             advice += ", and its certificate and the files that the URL names"
-        return StorageError(f"{subject}: {str(error) or type(error).__name__}; {advice}")
+        return StorageError(f"{subject}: {_text(error)}; {advice}")
     if isinstance(error, (asyncpg.InterfaceError, asyncpg.InternalClientError)):  # also where asyncpg refuses the URL
         return StorageError(f"{subject}: {error}; check the URL, or the pool")
     return error
+
+
+def _text(error: BaseException) -> str:
+    return str(error) or type(error).__name__
+
+
+def _cause(error: BaseException) -> BaseException | None:
+    """What is to stand behind the error that it is mapped to: the driver's, and nothing behind itself."""
+    if isinstance(error, _FromReading):
+        return error.error.__cause__
+    return error.__cause__ if isinstance(error, AgentMemError) else error
 
 
 def _split(url: str) -> tuple[str, dict[str, str]]:
@@ -1173,6 +1355,17 @@ def _without_password(dsn: str) -> str:
     scheme, _, rest = dsn.partition("?")[0].partition("://")
     user, at, where = rest.rpartition("@")  # the last one: what should have been escaped belongs to the password
     return f"{scheme}://{user.partition(':')[0]}{at}{where}"
+
+
+def _rotated(dsn: str, turn: int) -> tuple[str, int]:
+    """The URL with another of its hosts first, and how many it has."""
+    scheme, mark, rest = dsn.partition("://")
+    where = re.match("[^/?]*", rest)
+    assert where is not None
+    user, at, hosts = where[0].rpartition("@")
+    names = hosts.split(",")
+    first = turn % len(names)
+    return f"{scheme}{mark}{user}{at}{','.join(names[first:] + names[:first])}{rest[where.end() :]}", len(names)
 
 
 def _address(dsn: str) -> Hashable:
