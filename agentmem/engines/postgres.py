@@ -64,7 +64,7 @@ WRITERS = 3
 sessions are held by others for longer."""
 
 READERS = 3
-"""Connections that read, at most: one for the newest rows of any number of sessions, the others for all that is longer."""
+"""Connections that read, at most: one for the newest rows of any number of sessions, the others for what is longer."""
 
 MOST_WRITES = 512
 """Largest group of writes; bounds how long the first of a group waits for the last."""
@@ -809,11 +809,9 @@ class Pool(LoopPool):
                     if job.work.session_id not in held:
                         await self._write_held(job.work.session_id)
             except Exception as error:
-                lost = _Lost(error.error, in_doubt=False) if isinstance(error, _Lost) else error
-                self._answer_held(list(self._held), lambda waiting: lost)
+                self._fail_held(_Lost(error.error, in_doubt=False) if isinstance(error, _Lost) else error)
                 return
-            now = self.loop.time()
-            self._answer_held(list(self._held), lambda waiting: waiting.error if waiting.deadline <= now else None)
+            self._fail_late()
             if self._held:
                 await asyncio.sleep(POLL_S)
 
@@ -832,9 +830,16 @@ class Pool(LoopPool):
                     raise
             self._drop_first(session_id)
 
-    def _answer_held(self, session_ids: Sequence[str], error_of: Callable[[_Held], Exception | None]) -> None:
-        for session_id in session_ids:
-            while (waiting := self._held.get(session_id)) and (error := error_of(waiting[0])) is not None:
+    def _fail_late(self) -> None:
+        now = self.loop.time()
+        for session_id in list(self._held):
+            while (waiting := self._held.get(session_id)) and waiting[0].deadline <= now:
+                waiting[0].job.error = waiting[0].error
+                self._drop_first(session_id)
+
+    def _fail_held(self, error: Exception) -> None:
+        for session_id in list(self._held):
+            while waiting := self._held.get(session_id):
                 waiting[0].job.error = error
                 self._drop_first(session_id)
 
@@ -1141,8 +1146,8 @@ class PostgresEngine(Engine):
             size_bytes = sum(len(row.encode()) + len(session_id.encode()) + 32 for row in rows)
             if size_bytes > MOST_BYTES:
                 raise StorageError(
-                    f"session {session_id[:80]!r} in {self.name}: {size_bytes} bytes at once, and PostgreSQL takes up to "
-                    "1 GB; nothing was written, add fewer items at once"
+                    f"session {session_id[:80]!r} in {self.name}: PostgreSQL takes up to 1 GB at once, and these items "
+                    f"have {size_bytes} bytes; nothing was written, add fewer at a time"
                 )
         if rows:
             self._outcome(await pool.writes.submit(_Append(session_id, rows)))
