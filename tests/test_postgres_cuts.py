@@ -239,7 +239,7 @@ async def test_a_pop_that_is_tried_again_returns_nothing_of_what_was_cleared_mea
     with TcpProxy(postgres.port) as proxy:
         async with opened(postgres, proxy, "url") as store:
             await store.session("warm").clear_session()
-            moment = proxy.cut_before(b"COMMIT;")
+            moment = proxy.cut_before(b"COMMIT")
             proxy.refuse()
             call = asyncio.create_task(store.session("user_123").pop_item())
             await moment.happened()

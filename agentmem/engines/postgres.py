@@ -490,14 +490,16 @@ class _Bounded:
 
     @asynccontextmanager
     async def transaction(self, mode: str) -> AsyncIterator[None]:
-        await self.execute(f"BEGIN ISOLATION LEVEL {mode}")
         try:
+            await self.execute(f"BEGIN ISOLATION LEVEL {mode}")
             yield
+            await self.execute("COMMIT")
+        except asyncio.TimeoutError:
+            raise  # what does not answer would not answer this either
         except BaseException:
             with suppress(*_ENDED):  # where it fails the connection is lost, and the transaction with it
                 await self.execute("ROLLBACK")
             raise
-        await self.execute("COMMIT")
 
 
 class _Lane:
@@ -645,7 +647,7 @@ class Pool(LoopPool):
     async def open(self) -> None:
         """Connect, and have the schema created or upgraded, unless that was done."""
         if not self._is_open:
-            job = await self.asks.submit(_Ask(None, _nothing))
+            job = await self.newest.submit(_Newest("", 0))
             if job.error is not None:
                 raise job.error
 
