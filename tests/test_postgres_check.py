@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import re
 import threading
+import tracemalloc
 from pathlib import Path
 from typing import NamedTuple
 
@@ -234,6 +236,20 @@ async def test_progress_goes_up_to_all_items_and_is_told_in_another_thread(
         await store.check(progress=progress)
     assert told == [(0, 3072), (1024, 3072), (2048, 3072), (3072, 3072), (3072, 3072)]
     assert threads != {threading.get_ident()}
+
+
+async def test_a_check_of_long_items_takes_the_memory_of_a_few(database: PostgresDatabase) -> None:
+    engine = open_engine(database.url)
+    for _ in range(4):
+        await engine.append("user_123", [json.dumps({"text": "x" * 1_000_000})] * 10)
+    tracemalloc.start()
+    try:
+        assert (await engine.check()).items == 40
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        await engine.close()
+    assert peak_bytes < 10_000_000
 
 
 async def test_a_check_sees_one_state_while_others_write(

@@ -293,7 +293,13 @@ async def test_a_newer_version_is_refused_by_name_and_left_as_it_is(database: Po
     before = contents(database)
     store = AsyncSessionStore(database.url)
     session = store.session("user_123")
-    calls = [store.open, session.get_items, *writes(session), store.check, lambda: store._engine.sessions(None, 1)]
+    calls: list[Callable[[], Awaitable[object]]] = [
+        store.open,
+        session.get_items,
+        store.check,
+        lambda: store._engine.sessions(None, 1),
+        *writes(session),
+    ]
     for call in calls:
         with pytest.raises(SchemaVersionError, match=f"has schema version {newer}.*up to {SCHEMA_VERSION}; upgrade"):
             await call()

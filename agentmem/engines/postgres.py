@@ -278,6 +278,8 @@ _GONE = _Meaning(StorageBusyError, "the server does not serve now; try again, or
 _TABLES = _Meaning(StorageCorruptError, "its tables are not as agentmem made them; restore a backup")
 
 ERRORS = {
+    "01": _Meaning(StorageError, "a trigger of another program's refused it"),
+    "02": _Meaning(StorageError, "a trigger of another program's refused it"),
     "03": _DEFECT,
     "08": _GONE,
     "09": _Meaning(StorageError, "a trigger of another program's refused it"),
@@ -350,7 +352,7 @@ ERRORS = {
     "XX002": _Meaning(StorageCorruptError, "an index is damaged: REINDEX it, and check the server's disk"),
 }
 """What PostgreSQL's errors mean to a caller: by SQLSTATE, or by its class, the first two characters
-(postgresql.org/docs/current/errcodes-appendix.html). Classes 00 to 02 are no errors."""
+(postgresql.org/docs/current/errcodes-appendix.html). Classes 01 and 02 are no errors, but a trigger may say that they are."""
 
 _PASSING = {"25006", "40003", "25P03", "25P04", "53300", "57P01", "57P02", "57P03", "57P05"}
 """SQLSTATEs after which another connection may do: the server ends, starts, is full, is no primary any more,
@@ -476,17 +478,27 @@ class _Bounded:
         self._limit_s = limit_s
 
     async def execute(self, sql: str, *values: object) -> None:
-        await self._connection.execute(sql, *values, timeout=self._limit_s)
+        await self._answered(self._connection.execute(sql, *values, timeout=self._limit_s))
 
     async def fetch(self, sql: str, *values: object) -> Sequence[Any]:
-        rows: Sequence[Any] = await self._connection.fetch(sql, *values, timeout=self._limit_s)
+        rows: Sequence[Any] = await self._answered(self._connection.fetch(sql, *values, timeout=self._limit_s))
         return rows
 
     async def fetchrow(self, sql: str, *values: object) -> Any:
-        return await self._connection.fetchrow(sql, *values, timeout=self._limit_s)
+        return await self._answered(self._connection.fetchrow(sql, *values, timeout=self._limit_s))
 
     async def fetchval(self, sql: str, *values: object) -> Any:
-        return await self._connection.fetchval(sql, *values, timeout=self._limit_s)
+        return await self._answered(self._connection.fetchval(sql, *values, timeout=self._limit_s))
+
+    async def _answered(self, asking: Awaitable[T]) -> T:
+        try:
+            return await asking
+        except (
+            asyncpg.PostgresWarning
+        ) as warning:  # which no ``with`` can pass on, because it lets nothing be set on it
+            error = asyncpg.PostgresError(str(warning))
+            error.sqlstate = warning.sqlstate
+            raise error from warning
 
     @asynccontextmanager
     async def transaction(self, mode: str) -> AsyncIterator[None]:
@@ -1290,7 +1302,7 @@ def map_error(error: BaseException, name: str, session_id: str | None = None) ->
                 "say in time whether it was; look before you write it again, or raise busy_timeout_s"
             )
         error = error.error
-    if isinstance(error, asyncpg.PostgresError):
+    if isinstance(error, (asyncpg.PostgresError, asyncpg.PostgresWarning)):
         code = error.sqlstate or ""
         meaning = ERRORS.get(code) or ERRORS.get(code[:2]) or _Meaning(StorageError, "see the cause above")
         return meaning.error(f"{subject}: {error} (SQLSTATE {code}); {meaning.advice}")
