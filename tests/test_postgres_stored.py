@@ -178,7 +178,7 @@ async def every_write(url: str) -> None:
     ids=["by its role", "by its database", "by both", "by the URL"],
 )
 async def test_where_commits_are_not_flushed_agentmem_s_are(
-    database: PostgresDatabase, where: str, options: dict[str, str]
+    database: PostgresDatabase, where: str, options: dict[str, Any]
 ) -> None:
     await every_write(database.url)
     role = f"hasty_of_{database.name}"
