@@ -319,4 +319,5 @@ async def test_a_full_disk_is_an_error_by_name_loses_nothing_and_goes_on_when_th
         assert await session.get_items(2) == [item(0), TWO]
         assert await session.pop_item() == TWO
         assert (await store.check()).problems == ()
-    assert len(small.stored()) == 2 * len(added) + 1
+    stored = small.sql("SELECT count(*) FROM agentmem.agentmem_items WHERE session_id = 'user_123'")
+    assert int(stored) == 2 * len(added) + 1

@@ -352,7 +352,7 @@ ERRORS = {
     "XX002": _Meaning(StorageCorruptError, "an index is damaged: REINDEX it, and check the server's disk"),
 }
 """What PostgreSQL's errors mean to a caller: by SQLSTATE, or by its class, the first two characters
-(postgresql.org/docs/current/errcodes-appendix.html). Classes 01 and 02 are no errors, but a trigger may say that they are."""
+(postgresql.org/docs/current/errcodes-appendix.html). Classes 01 and 02 are no errors, but a trigger may say so."""
 
 _PASSING = {"25006", "40003", "25P03", "25P04", "53300", "57P01", "57P02", "57P03", "57P05"}
 """SQLSTATEs after which another connection may do: the server ends, starts, is full, is no primary any more,
