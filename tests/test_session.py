@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from agentmem import AsyncSession, AsyncSQLiteSession, SessionSettings
+from agentmem.engines import open_engine as open_by_url
+from agentmem.engines import scheme_of
 from agentmem.engines.base import MAX_SESSION_ID_BYTES, Engine
 from agentmem.errors import CorruptItemWarning, InvalidItemError, SessionClosedError
 from agentmem.items import Item
@@ -254,23 +256,30 @@ SESSION_IDS = st.sampled_from(["a", "b", "A"])
 class Sessions(RuleBasedStateMachine):
     """Random calls on several sessions of one database, next to a plain list for each."""
 
+    url: str
+    runs = itertools.count()
+
     def __init__(self) -> None:
         super().__init__()
         self.loop = asyncio.new_event_loop()
-        self.folder = tempfile.TemporaryDirectory()
+        self.run_number = next(self.runs)  # in the sessions' ids, so that each run has sessions of its own
         self.model: dict[str, list[Item]] = {"a": [], "b": [], "A": []}
         self.handles: dict[str, AsyncSession] = {}
 
     def run(self, call: Any) -> Any:
         return self.loop.run_until_complete(call)
 
-    @property
-    def db(self) -> Path:
-        return Path(self.folder.name, "sessions.db")
+    def end_loop(self) -> None:
+        self.run(self.loop.shutdown_asyncgens())  # as asyncio.run does
+        self.loop.close()
+
+    def open(self, session_id: str, settings: SessionSettings | None = None) -> AsyncSession:
+        engine = open_by_url(self.url)
+        return AsyncSession(engine, f"{session_id}-{self.run_number}", settings, owns_engine=True)
 
     def session(self, session_id: str) -> AsyncSession:
         if session_id not in self.handles:
-            self.handles[session_id] = AsyncSQLiteSession(self.db, session_id=session_id)
+            self.handles[session_id] = self.open(session_id)
         return self.handles[session_id]
 
     @rule(session_id=SESSION_IDS, items=st.lists(ITEMS, max_size=6))
@@ -299,7 +308,7 @@ class Sessions(RuleBasedStateMachine):
     @rule(session_id=SESSION_IDS, limit=CAPS, max_turns=CAPS, max_tokens=st.one_of(st.none(), st.integers(0, 120)))
     def get_the_window(self, session_id: str, limit: int | None, max_turns: int | None, max_tokens: int | None) -> None:
         settings = SessionSettings(limit=limit, max_turns=max_turns, max_tokens=max_tokens)
-        session = AsyncSQLiteSession(self.db, session_id=session_id, settings=settings)
+        session = self.open(session_id, settings)
         assert self.run(session.get_items()) == replay_window(self.model[session_id], settings)
         self.run(session.close())
 
@@ -322,12 +331,12 @@ class Sessions(RuleBasedStateMachine):
     def reopen_on_another_event_loop(self) -> None:
         for session_id in list(self.handles):
             self.reopen(session_id)
-        self.loop.close()
+        self.end_loop()
         self.loop = asyncio.new_event_loop()
 
     @rule()
     def go_on_with_another_event_loop(self) -> None:
-        self.loop.close()
+        self.end_loop()
         self.loop = asyncio.new_event_loop()
 
     @invariant()
@@ -338,9 +347,14 @@ class Sessions(RuleBasedStateMachine):
     def teardown(self) -> None:
         for handle in self.handles.values():
             self.run(handle.close())
-        self.loop.close()
-        self.folder.cleanup()
+        self.end_loop()
 
 
-def test_any_sequence_of_calls_on_several_sessions_does_what_it_does_to_plain_lists() -> None:
-    run_state_machine_as_test(Sessions)
+def test_any_sequence_of_calls_on_several_sessions_does_what_it_does_to_plain_lists(database_url: str) -> None:
+    class SessionsThere(Sessions):
+        url = database_url
+
+    examples = settings().max_examples
+    if scheme_of(database_url) != "sqlite":
+        examples //= 5  # a server takes some milliseconds for what a file does in one
+    run_state_machine_as_test(SessionsThere, settings=settings(max_examples=examples))
