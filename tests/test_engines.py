@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from importlib import import_module
+from importlib.metadata import metadata
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,8 @@ import pytest
 from processes import run_quietly
 
 from agentmem import AsyncSessionStore
-from agentmem.engines import ENGINES, Entry, open_engine
+from agentmem.engines import ENGINES, Entry, open_engine, scheme_of
+from agentmem.engines.base import Engine
 from agentmem.errors import MissingDependencyError
 
 
@@ -54,5 +58,64 @@ modules = {entry.module for entry in ENGINES.values()}
 assert not modules & set(sys.modules)
 open_engine(":memory:")
 assert modules & set(sys.modules) == {"agentmem.engines.sqlite"}
+"""
+    assert run_quietly(script) == ""
+
+
+@pytest.mark.parametrize(
+    ("db", "scheme"),
+    [
+        ("conversations.db", "sqlite"),
+        (Path("postgresql:/host/db"), "sqlite"),
+        (":memory:", "sqlite"),
+        ("sqlite:///conversations.db", "sqlite"),
+        ("postgresql://host/db", "postgresql"),
+        ("postgres://host/db", "postgresql"),
+        ("postgresql://host/db?options=-c%20x%3Dsqlite%3A%2F%2F", "postgresql"),
+    ],
+    ids=str,
+)
+def test_a_scheme_its_alias_or_a_path_says_which_engine_serves(db: Any, scheme: str) -> None:
+    assert scheme_of(db) == scheme
+
+
+def test_a_driver_s_own_object_leads_to_its_engine_also_where_its_class_is_another_s() -> None:
+    asyncpg = pytest.importorskip("asyncpg", reason="asyncpg is not installed")
+    theirs: Any = type("Theirs", (asyncpg.Pool,), {})
+
+    async def make() -> None:
+        for pool in (asyncpg.create_pool("postgresql://host/db", min_size=0), theirs.__new__(theirs)):
+            assert scheme_of(pool) == "postgresql"
+            assert open_engine(pool).name == "the given asyncpg pool"
+
+    asyncio.run(make())
+
+
+@pytest.mark.parametrize("db", [7, None, object(), b"postgresql://host/db"], ids=repr)
+def test_what_is_neither_a_path_nor_a_driver_s_is_refused(db: Any) -> None:
+    with pytest.raises(TypeError):
+        AsyncSessionStore(db)
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_every_engine_is_found_where_the_registry_says_and_its_driver_comes_with_an_extra(name: str) -> None:
+    entry = ENGINES[name]
+    assert not entry.extra or entry.extra in (metadata("agentmem").get_all("Provides-Extra") or [])
+    if entry.driver:
+        pytest.importorskip(entry.driver, reason=f"{entry.driver} is not installed")
+    assert issubclass(getattr(import_module(entry.module), entry.name), Engine)
+    assert entry.alias not in ENGINES
+
+
+def test_a_postgresql_url_imports_its_driver_and_nothing_of_sqlite_s() -> None:
+    pytest.importorskip("asyncpg", reason="asyncpg is not installed")
+    script = """
+import sys
+from agentmem.engines import open_engine
+import agentmem
+assert "asyncpg" not in sys.modules
+open_engine("postgresql://host/db")
+assert "asyncpg" in sys.modules
+assert not {"aiosqlite", "agentmem.engines.sqlite"} & set(sys.modules)
 """
     assert run_quietly(script) == ""

@@ -271,3 +271,52 @@ def test_a_window_is_not_looked_for_after_each_slice() -> None:
     settings = SessionSettings(max_tokens=1, count_tokens=count_tokens)
     assert feed(WindowReading(settings), rows_of(items)).items == items
     assert looks <= 3 * len(items)
+
+
+# ------------------------------------------------------------------------------------------------ reading once more
+
+
+def begin(reading: TailReading, rows: list[Row], slices: int) -> None:
+    """Feed so many slices of a session, as far as it wants them; then the connection is lost."""
+    newest_first, read, wanted = rows[::-1], 0, reading.first
+    for _ in range(slices):
+        if not wanted:
+            break
+        part = newest_first[read : read + wanted]
+        read += len(part)
+        wanted = reading.feed(part, at_start=len(part) < wanted)
+
+
+@given(
+    histories(),
+    histories(),
+    st.one_of(st.none() | st.integers(0, 14), capped_settings()),
+    st.integers(0, 4),
+    st.data(),
+)
+def test_a_reading_that_restarts_gives_what_a_new_one_gives(
+    before: History, after: History, limit: int | SessionSettings | None, slices: int, data: st.DataObject
+) -> None:
+    """Also where the session was changed meanwhile, and nothing of what it held before is left."""
+
+    def make() -> TailReading:
+        return WindowReading(limit) if isinstance(limit, SessionSettings) else TailReading(limit)
+
+    rows = data.draw(damaged(after))
+    again, new = make(), make()
+    begin(again, data.draw(damaged(before)), slices)
+    again.restart()
+    assert feed(again, rows) == feed(new, rows)
+    assert (again.oldest, again.corrupt) == (new.oldest, new.corrupt)
+
+
+@given(histories(), st.integers(1, 14))
+def test_a_reading_restarts_after_rows_that_came_joined(items: History, limit: int) -> None:
+    rows = rows_of(items)
+    newest = rows[::-1][:limit]
+    reading = TailReading(limit)
+    assert reading.feed_joined(b",".join(text for _, text in newest), len(newest), newest[-1][0] if newest else 0)
+    assert reading.result() == items[-limit:]
+    reading.restart()
+    assert (reading.result(), reading.oldest, reading.corrupt) == ([], None, [])
+    assert feed(reading, rows).items == items[-limit:]
