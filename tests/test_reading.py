@@ -320,3 +320,13 @@ def test_a_reading_restarts_after_rows_that_came_joined(items: History, limit: i
     reading.restart()
     assert (reading.result(), reading.oldest, reading.corrupt) == ([], None, [])
     assert feed(reading, rows).items == items[-limit:]
+
+
+def test_a_window_that_restarts_reads_no_further_than_a_new_one() -> None:
+    """However far it had to look before."""
+    settings = SessionSettings(max_turns=3)
+    again = WindowReading(settings)
+    begin(again, rows_of(numbered([message("user"), *[message("assistant")] * 3_000])), slices=6)
+    again.restart()
+    rows = rows_of(numbered(CHAT * 1_000))
+    assert feed(again, rows) == feed(WindowReading(settings), rows)
