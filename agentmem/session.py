@@ -101,7 +101,8 @@ class AsyncSession:
             InvalidItemError: an item that JSON cannot hold faithfully; names its index and the path in it.
             TypeError: ``items`` is one item instead of a list.
             SessionClosedError: the handle was closed.
-            StorageError: nothing was stored; the kinds are in ``agentmem.errors``.
+            StorageError: nothing was stored, unless the message says that it is in doubt, because a server was lost
+                before it answered and did not come back; the kinds are in ``agentmem.errors``.
         """
         engine = self._open_engine()
         await engine.append(self.session_id, encode_items(items))
@@ -113,7 +114,8 @@ class AsyncSession:
 
         Raises:
             SessionClosedError: the handle was closed.
-            StorageError: nothing was removed; the kinds are in ``agentmem.errors``.
+            StorageError: nothing was removed, unless the message says that it is in doubt; the kinds are in
+                ``agentmem.errors``.
 
         Warns:
             CorruptItemWarning: for each row that could not be read.
@@ -129,7 +131,8 @@ class AsyncSession:
 
         Raises:
             SessionClosedError: the handle was closed.
-            StorageError: nothing was removed; the kinds are in ``agentmem.errors``.
+            StorageError: nothing was removed, unless the message says that it is in doubt; the kinds are in
+                ``agentmem.errors``.
         """
         await self._open_engine().clear(self.session_id)
 

@@ -493,9 +493,8 @@ class _Bounded:
     async def _answered(self, asking: Awaitable[T]) -> T:
         try:
             return await asking
-        except (
-            asyncpg.PostgresWarning
-        ) as warning:  # which no ``with`` can pass on, because it lets nothing be set on it
+        except asyncpg.PostgresWarning as warning:
+            # It lets nothing be set on it, so that no ``with`` could pass it on.
             error = asyncpg.PostgresError(str(warning))
             error.sqlstate = warning.sqlstate
             raise error from warning
@@ -794,7 +793,7 @@ class Pool(LoopPool):
                 if _sqlstate(error) != _LOCKED:
                     groups.failed(ready, error)
                     continue
-                held = await self._held_ids(lane, ready) if len(ready) > 1 else {ready[0].work.session_id}
+                held = await self._held_of(lane, ready)
                 if held:
                     self._set_aside([job for job in ready if job.work.session_id in held], deadline, error)
                     groups.again([job for job in ready if job.work.session_id not in held])
@@ -863,6 +862,15 @@ class Pool(LoopPool):
         if not waiting:
             del self._held[session_id]
         self.writes.answer([job])
+
+    async def _held_of(self, lane: _Lane, group: Sequence[Job[_Write]]) -> set[str]:
+        """Which sessions kept a group from being written; none where that cannot be said."""
+        if len(group) == 1:
+            return {group[0].work.session_id}
+        try:
+            return await self._held_ids(lane, group)
+        except Exception:  # then each is tried alone, and meets what is wrong
+            return set()
 
     async def _held_ids(self, lane: _Lane, jobs: Sequence[Job[_Write]]) -> set[str]:
         ids = list({job.work.session_id for job in jobs})
