@@ -4,41 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
+from postgres_database import PostgresDatabase
 from postgres_server import PostgresServer
 from waiting import WAIT_S
 
+from agentmem import AsyncSession
 from agentmem.items import Item
 
 Connection = Any
 """An ``asyncpg.Connection``; asyncpg has no type annotations."""
 
+HELD = "another connection holds the session; nothing was written, try again or raise busy_timeout_s"
+
+WRITES: dict[str, Any] = {
+    "append": lambda session: session.add_items(numbered(1)),
+    "pop": AsyncSession.pop_item,
+    "clear": AsyncSession.clear_session,
+}
+"""Each kind of write to a session."""
+
+
+def numbered(*numbers: int) -> list[Item]:
+    """Items that are told apart by their numbers."""
+    return [{"number": number} for number in numbers]
+
 
 def all_stored(server: PostgresServer) -> dict[str, list[Item]]:
     """The items of each session; fails where positions have gaps, or rows and ends do not fit together."""
-    if not server.sql("SELECT to_regclass('agentmem.agentmem_items')"):
-        return {}
-    found: dict[str, list[Item]] = {}
-    ends: dict[str, int] = {}
-    for line in server.sql(_ALL).splitlines():
-        session_id, position, end, item = json.loads(line)
-        items = found.setdefault(session_id, [])
-        ends[session_id] = end
-        if item is not None:
-            assert position == len(items), f"a gap or a double in {session_id}"
-            items.append(json.loads(item))
-    assert {session_id: len(items) for session_id, items in found.items()} == ends
-    return found
-
-
-_ALL = """
-    SELECT json_build_array(session_id, position, next_position, item)
-    FROM agentmem.agentmem_sessions FULL JOIN agentmem.agentmem_items USING (session_id) ORDER BY session_id, position
-"""
+    return PostgresDatabase(server, "test").sessions()
 
 
 def stored(server: PostgresServer, session_id: str = "user_123") -> list[Item]:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequen
 from typing import Any
 
 import pytest
-from in_postgres import all_stored, locked, until, wait_for_waiters
+from in_postgres import all_stored, locked, numbered, until, wait_for_waiters
 from postgres_server import PostgresServer
 from proxied import Moment
 from tcp_proxy import TcpProxy
@@ -18,10 +18,6 @@ from agentmem.errors import StorageError
 from agentmem.items import Item
 
 pytestmark = pytest.mark.anyio
-
-
-def numbered(*numbers: int) -> list[Item]:
-    return [{"number": number} for number in numbers]
 
 
 @contextlib.asynccontextmanager

@@ -4,32 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import random
-from typing import Any
 
 import pytest
-from in_postgres import all_stored, locked, until
+from in_postgres import HELD, WRITES, all_stored, locked, numbered, until
 from postgres_server import PostgresServer
 from processes import Child, needs_sigstop
 from tcp_proxy import TcpProxy
 
-from agentmem import AsyncSession, AsyncSessionStore
+from agentmem import AsyncSessionStore
 from agentmem.errors import StorageBusyError
-from agentmem.items import Item
 
 pytestmark = pytest.mark.anyio
-
-HELD = "another connection holds the session; nothing was written, try again or raise busy_timeout_s"
-
-CALLS: dict[str, Any] = {
-    "append": lambda session: session.add_items([{"number": 1}]),
-    "pop": AsyncSession.pop_item,
-    "clear": AsyncSession.clear_session,
-}
-
-
-def numbered(*numbers: int) -> list[Item]:
-    return [{"number": number} for number in numbers]
-
 
 _WRITES = """
 import asyncio, itertools, os, sys
@@ -150,7 +135,7 @@ async def test_a_process_that_is_stopped_in_a_pop_makes_writes_of_that_session_w
         await session.add_items(numbered(0, 1, 2))
         with TcpProxy(postgres.port) as proxy, Child(_POPS, postgres.url_at(proxy.port), "600") as child:
             await _stop_in_its_pop(child, proxy)
-            for call in CALLS.values():
+            for call in WRITES.values():
                 with pytest.raises(StorageBusyError, match=HELD):
                     await call(session)
                 assert await session.get_items() == numbered(0, 1, 2)

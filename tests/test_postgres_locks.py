@@ -7,30 +7,19 @@ import random
 from typing import Any
 
 import pytest
-from in_postgres import all_stored, locked, stored, until, wait_for_waiters
+from in_postgres import HELD, WRITES, all_stored, locked, numbered, stored, until, wait_for_waiters
 from postgres_server import PostgresServer
 
-from agentmem import AsyncSession, AsyncSessionStore
+from agentmem import AsyncSessionStore
 from agentmem.errors import StorageBusyError
 from agentmem.items import Item
 
 pytestmark = pytest.mark.anyio
 
-HELD = "another connection holds the session; nothing was written, try again or raise busy_timeout_s"
-
-CALLS: dict[str, Any] = {
-    "append": lambda session: session.add_items([{"number": 1}]),
-    "pop": AsyncSession.pop_item,
-    "clear": AsyncSession.clear_session,
-}
 AFTER: dict[str, list[Item]] = {"append": [{"number": 0}, {"number": 1}], "pop": [], "clear": []}
 
 
-def numbered(*numbers: int) -> list[Item]:
-    return [{"number": number} for number in numbers]
-
-
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", WRITES)
 async def test_a_write_waits_for_who_holds_its_session_as_long_as_it_may_and_then_nothing_is_written(
     postgres: PostgresServer, name: str
 ) -> None:
@@ -39,14 +28,14 @@ async def test_a_write_waits_for_who_holds_its_session_as_long_as_it_may_and_the
         await session.add_items(numbered(0))
         async with locked(postgres):
             with pytest.raises(StorageBusyError, match=HELD):
-                await CALLS[name](session)
+                await WRITES[name](session)
             assert await session.get_items() == numbered(0)
         assert stored(postgres) == numbered(0)
-        await CALLS[name](session)
+        await WRITES[name](session)
     assert stored(postgres) == AFTER[name]
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", WRITES)
 async def test_a_write_that_waits_for_its_session_goes_on_when_it_is_let_go(
     postgres: PostgresServer, name: str
 ) -> None:
@@ -54,13 +43,13 @@ async def test_a_write_that_waits_for_its_session_goes_on_when_it_is_let_go(
         session = store.session("user_123")
         await session.add_items(numbered(0))
         async with locked(postgres):
-            call = asyncio.create_task(CALLS[name](session))
+            call = asyncio.create_task(WRITES[name](session))
             await wait_for_waiters(postgres, 1)
         await call
     assert stored(postgres) == AFTER[name]
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", WRITES)
 async def test_all_other_sessions_are_served_while_one_is_held_also_those_of_the_same_batch_and_of_later_ones(
     postgres: PostgresServer, name: str
 ) -> None:
@@ -69,7 +58,7 @@ async def test_all_other_sessions_are_served_while_one_is_held_also_those_of_the
         await asyncio.gather(*(session.add_items(numbered(0)) for session in sessions))
         held = sessions[17]
         async with locked(postgres, [held.session_id]):
-            calls = {session.session_id: asyncio.create_task(CALLS[name](session)) for session in sessions}
+            calls = {session.session_id: asyncio.create_task(WRITES[name](session)) for session in sessions}
             waiting = calls.pop(held.session_id)
             await asyncio.gather(*calls.values())
             others = [session for session in sessions if session is not held]
@@ -134,7 +123,7 @@ async def test_a_write_that_finds_its_session_cleared_by_who_held_it_finds_nothi
     async with AsyncSessionStore(postgres.url, busy_timeout_s=60) as store:
         await store.session("user_123").add_items(numbered(0))
         async with locked(postgres) as other:
-            call = asyncio.create_task(CALLS[name](store.session("user_123")))
+            call = asyncio.create_task(WRITES[name](store.session("user_123")))
             await wait_for_waiters(postgres, 1)
             await other.execute("DELETE FROM agentmem.agentmem_items; DELETE FROM agentmem.agentmem_sessions")
         assert await call is None
@@ -200,9 +189,9 @@ async def test_batches_that_wait_in_the_middle_of_their_sessions_hold_none_that_
     ):
         await asyncio.gather(*(one.session(name).add_items(numbered(0)) for name in names))
         async with locked(postgres, ["m"]):
-            calls = [asyncio.create_task(CALLS[first](one.session(name))) for name in names]
+            calls = [asyncio.create_task(WRITES[first](one.session(name))) for name in names]
             await wait_for_waiters(postgres, 1)
-            calls += [asyncio.create_task(CALLS[second](two.session(name))) for name in reversed(names)]
+            calls += [asyncio.create_task(WRITES[second](two.session(name))) for name in reversed(names)]
             await wait_for_waiters(postgres, 2)
         await asyncio.gather(*calls)
     assert postgres.log().count("deadlock") == before

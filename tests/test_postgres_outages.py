@@ -8,13 +8,12 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any
 
 import pytest
-from in_postgres import all_stored, connected, left_open, stored, until
+from in_postgres import all_stored, connected, left_open, numbered, stored, until
 from postgres_server import PostgresServer
 from tcp_proxy import TcpProxy
 
 from agentmem import AsyncSession, AsyncSessionStore
 from agentmem.errors import StorageBusyError, StorageError
-from agentmem.items import Item
 
 pytestmark = pytest.mark.anyio
 
@@ -25,10 +24,6 @@ SESSIONS = 30
 def proxy(postgres: PostgresServer) -> Iterator[TcpProxy]:
     with TcpProxy(postgres.port) as running:
         yield running
-
-
-def numbered(*numbers: int) -> list[Item]:
-    return [{"number": number} for number in numbers]
 
 
 class Load:
