@@ -71,7 +71,9 @@ def test_a_sync_method_has_the_parameters_and_docs_of_the_async_one(
 ) -> None:
     theirs, ours = getattr(async_class, name), getattr(sync_class, name)
     assert not inspect.iscoroutinefunction(ours)
-    assert inspect.signature(ours).parameters == inspect.signature(theirs).parameters
+    # A sync store copies to a sync one.
+    taken = [str(parameter).replace("Async", "") for parameter in inspect.signature(theirs).parameters.values()]
+    assert list(map(str, inspect.signature(ours).parameters.values())) == taken
     assert inspect.getdoc(ours) == inspect.getdoc(theirs)
     returned = str(inspect.signature(theirs).return_annotation).replace("Async", "")
     assert inspect.signature(ours).return_annotation == returned
