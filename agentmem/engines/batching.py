@@ -246,12 +246,13 @@ class Groups(Generic[W]):
         jobs: Iterable[Job[W]],
         kind: Callable[[W], Hashable],
         *,
-        size: Callable[[W], int] = lambda work: 0,
-        most: int = 1,
+        size: Callable[[W], int] | None = None,
+        most: int = 0,
     ) -> None:
-        self._groups = deque(
-            part for group in _groups(jobs, kind) for part in _parts(group, lambda job: size(job.work), most)
-        )
+        groups = _groups(jobs, kind)
+        if size is not None:
+            groups = (part for group in groups for part in _parts(group, size, most))
+        self._groups = deque(groups)
 
     def __iter__(self) -> Iterator[list[Job[W]]]:
         while self._groups:
@@ -287,11 +288,11 @@ def _groups(jobs: Iterable[Job[W]], kind: Callable[[W], Hashable]) -> Iterator[l
             yield list(group)
 
 
-def _parts(group: list[Job[W]], size: Callable[[Job[W]], int], most: int) -> Iterator[list[Job[W]]]:
+def _parts(group: list[Job[W]], size: Callable[[W], int], most: int) -> Iterator[list[Job[W]]]:
     part: list[Job[W]] = []
     left = most
     for job in group:
-        left -= (of_this := size(job))
+        left -= (of_this := size(job.work))
         if left < 0 and part:
             yield part
             part, left = [], most - of_this
