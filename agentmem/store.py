@@ -100,7 +100,8 @@ class AsyncSessionStore:
             path: of the new file. Nothing is overwritten.
 
         Raises:
-            StorageError: there is a file at `path`, or it cannot be written, or there is no database of agentmem's.
+            StorageError: there is a file at `path`, or it cannot be written, or there is no database of agentmem's; or
+                it is in PostgreSQL, which ``pg_dump`` backs up.
             StorageFullError: there is no room for the copy.
             SessionClosedError: the store was closed.
         """
