@@ -73,17 +73,17 @@ class Place:
 _SQLITE_SESSIONS = """
     INSERT INTO agentmem_sessions (session_id, next_position, created_at, updated_at)
     WITH RECURSIVE counted (number, place) AS (
-        SELECT ?1, 1 UNION ALL SELECT number + 1, place + 1 FROM counted WHERE place < ?2
+        SELECT :first, 1 UNION ALL SELECT number + 1, place + 1 FROM counted WHERE place < :count
     )
-    SELECT printf('other-%07d', number), ?3, strftime('%s'), strftime('%s') FROM counted
+    SELECT printf('other-%07d', number), :length, strftime('%s'), strftime('%s') FROM counted
 """
 _SQLITE_ITEMS = """
     INSERT INTO agentmem_items (item_key, created_at, item)
     WITH RECURSIVE positions (position) AS (
-        SELECT 0 UNION ALL SELECT position + 1 FROM positions WHERE position < ?2 - 1
+        SELECT 0 UNION ALL SELECT position + 1 FROM positions WHERE position < :length - 1
     )
-    SELECT session_key << 32 | position, created_at, iif(position % 2, ?4, ?3)
-    FROM agentmem_sessions CROSS JOIN positions WHERE session_key > ?1 ORDER BY session_key, position
+    SELECT session_key << 32 | position, created_at, iif(position % 2, :odd, :even)
+    FROM agentmem_sessions CROSS JOIN positions WHERE session_key > :after ORDER BY session_key, position
 """
 _POSTGRES_SESSIONS = """
     INSERT INTO {0}.agentmem_sessions (session_id, next_position)
@@ -128,9 +128,10 @@ def _in_file(path: Path) -> Iterator[Place]:
         with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
             db.execute("PRAGMA synchronous = OFF")
             db.execute("BEGIN IMMEDIATE")
-            db.execute(_SQLITE_SESSIONS, (numbers[0], len(numbers), ITEMS))
+            db.execute(_SQLITE_SESSIONS, {"first": numbers[0], "count": len(numbers), "length": ITEMS})
             (first,) = db.execute("SELECT max(session_key) - ? FROM agentmem_sessions", (len(numbers),)).fetchone()
-            db.execute(_SQLITE_ITEMS, (first, ITEMS, json.dumps(item(0)), json.dumps(item(1))))
+            even, odd = json.dumps(item(0)), json.dumps(item(1))
+            db.execute(_SQLITE_ITEMS, {"after": first, "length": ITEMS, "even": even, "odd": odd})
             db.execute("COMMIT")
 
     def settle() -> None:
