@@ -354,6 +354,26 @@ async def a_closed_handle_says_so_and_its_data_stays(open_engine: Open) -> None:
         _same(await _read(engine, session_id), _items(0, 2), "what the closed handle had stored")
 
 
+async def a_check_finds_nothing_wrong_with_what_was_popped_cleared_and_begun_again(open_engine: Open) -> None:
+    async with _fresh(open_engine) as (engine, prefix):
+        rows = [*_rows(0, 1), *encode_items([{"lone": "\ud83d", "big": 10**40}]), *_rows(2, 3)]
+        names = [prefix + name for name in ("popped", "cleared", "emptied", "again", "\U0001f600 '\n", " ")]
+        popped, cleared, emptied, again, *_ = names
+        for name in names:
+            await engine.append(name, rows)
+        before = await engine.check()
+        await engine.pop(popped, TailReading(1))
+        await engine.clear(cleared)
+        for _ in range(3):
+            await engine.pop(emptied, TailReading(1))
+        await engine.clear(again)
+        await engine.append(again, rows[:1])
+        report = await engine.check()
+        _same([p for p in report.problems if p.session_id in names], [], "problems of whole sessions")
+        _same(report.sessions - before.sessions, -1, "sessions more")
+        _same(report.items - before.items, -1 - 3 - 3 - 2, "items more")
+
+
 async def a_check_names_just_the_rows_that_cannot_be_read(open_engine: Open) -> None:
     async with _fresh(open_engine) as (engine, session_id):
         await engine.append(session_id, _rows(0, 3))
@@ -389,6 +409,7 @@ CHECKS: tuple[Callable[[Open], Awaitable[None]], ...] = (
     a_cancelled_write_is_whole_or_not_there,
     a_cancelled_read_leaves_the_others_alone,
     a_closed_handle_says_so_and_its_data_stays,
+    a_check_finds_nothing_wrong_with_what_was_popped_cleared_and_begun_again,
     a_check_names_just_the_rows_that_cannot_be_read,
 )
 """Every check, simplest first; the names are the promises."""

@@ -221,7 +221,8 @@ def test_whatever_comes_when_calls_about_the_same_are_served_in_order_and_none_i
             elif step == "detach":
                 assert isinstance(value, tuple)
                 if value[0] in lanes.serving:
-                    lanes.detach(value[0], lambda call, about=value[1]: call.about == about)  # type: ignore[misc]
+                    about = value[1]
+                    lanes.detach(value[0], lambda call, about=about: call.about == about)  # type: ignore[misc]  # infers no default
             elif step == "answer":
                 assert isinstance(value, int)
                 lanes.answer(value)

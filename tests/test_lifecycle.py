@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from database import stored
+from endings import ENDINGS, FORK_IMPORTS, imports
 from processes import STRICT, Child, files, needs_fork, run, run_quietly
 
 threads_may_start_late = pytest.mark.skipif(
@@ -18,38 +19,15 @@ threads_may_start_late = pytest.mark.skipif(
 
 # The end of a program
 
-IMPORTS = """
-import asyncio, atexit, os, signal, sys, threading
-from agentmem import AsyncSessionStore, AsyncSQLiteSession, SessionStore, SQLiteSession
-path, one = sys.argv[1], {"role": "user", "content": "one"}
-"""
+IMPORTS = imports("SQLiteSession", "AsyncSQLiteSession") + "path = db\n"
 
 SCRIPTS = {
-    "sync": """
-session = SQLiteSession(path, session_id="user_123")
-session.add_items([one])
-assert session.get_items() == [one]
-""",
-    "sync, many sessions and a store": """
-store = SessionStore(path)
-sessions = [store.session(f"user_{number}") for number in range(50)]
-sessions += [SQLiteSession(path, session_id="user_123"), SQLiteSession(":memory:", session_id="user_123")]
-for session in sessions:
+    **ENDINGS,
+    "sync, in memory": """
+for db in (db, ":memory:"):
+    session = SQLiteSession(db, session_id="user_123")
     session.add_items([one])
     assert session.get_items() == [one]
-""",
-    "async": """
-async def main():
-    session = AsyncSQLiteSession(path, session_id="user_123")
-    await session.add_items([one])
-    assert await session.get_items() == [one]
-    await asyncio.gather(*(session.get_items() for _ in range(300)))
-asyncio.run(main())
-""",
-    "async, two loops one after the other": """
-session = AsyncSQLiteSession(path, session_id="user_123")
-asyncio.run(session.add_items([one]))
-asyncio.run(session.get_items())
 """,
     "async, dropped": """
 async def main():
@@ -57,58 +35,15 @@ async def main():
     await AsyncSQLiteSession(":memory:", session_id="user_123").add_items([one])
 asyncio.run(main())
 """,
-    "async, entered and not left": """
-async def main():
-    store = await AsyncSessionStore(path).__aenter__()
-    await store.session("user_123").add_items([one])
-asyncio.run(main())
-""",
-    "async, with calls in flight": """
-async def main():
-    session = AsyncSQLiteSession(path, session_id="user_123")
-    await session.add_items([one])
-    global tasks
-    tasks = [asyncio.ensure_future(session.get_items()) for _ in range(100)]
-    tasks += [asyncio.ensure_future(AsyncSQLiteSession(path, session_id="other").add_items([one]))]
-    await asyncio.sleep(0)
-asyncio.run(main())
-""",
     "both, the sync one first": """
 SQLiteSession(path, session_id="user_123").add_items([one])
 session = AsyncSQLiteSession(path, session_id="user_123")
 assert asyncio.run(session.get_items()) == [one]
 """,
-    "sync under a running loop": """
-async def main():
-    SQLiteSession(path, session_id="user_123").add_items([one])
-asyncio.run(main())
-""",
-    "closed": """
-with SQLiteSession(path, session_id="user_123") as session:
-    session.add_items([one])
-async def main():
-    async with AsyncSQLiteSession(path, session_id="user_123") as session:
-        assert await session.get_items() == [one]
-asyncio.run(main())
-""",
     "from a thread": """
 thread = threading.Thread(target=lambda: SQLiteSession(path, session_id="user_123").add_items([one]))
 thread.start()
 thread.join()
-""",
-    "sync, from a daemon thread that never ends": """
-session = SQLiteSession(path, session_id="user_123")
-session.add_items([one])
-reading = threading.Event()
-def read_for_ever():
-    try:
-        while True:
-            session.get_items()
-            reading.set()
-    except Exception:
-        threading.Event().wait()
-threading.Thread(target=read_for_ever, daemon=True).start()
-reading.wait()
 """,
 }
 
@@ -343,23 +278,7 @@ print("end")
 FORKING = (*STRICT, "-W", "ignore:This process:DeprecationWarning")
 """Python from 3.12 on warns of a fork with threads; agentmem's may be there."""
 
-FORK_IMPORTS = (
-    IMPORTS
-    + """
-import json, multiprocessing, time
-sys.path.insert(0, sys.argv[2])
-from forking import fork, wait_for
-
-def add(number):
-    session.add_items([{"number": number}])
-
-async def async_add(number):
-    await async_session.add_items([{"number": number}])
-
-session = SQLiteSession(path, session_id="user_123")
-async_session = AsyncSQLiteSession(path, session_id="user_123")
-"""
-)
+FORKS_BEGIN = IMPORTS + "import json, multiprocessing, time\n" + FORK_IMPORTS
 
 FORKS = {
     "sync, before the first use": """
@@ -433,7 +352,7 @@ if __name__ == "__main__":
 @needs_fork
 @pytest.mark.parametrize("name", FORKS)
 def test_after_a_fork_both_processes_go_on_with_connections_of_their_own(path: Path, name: str) -> None:
-    assert run_quietly(FORK_IMPORTS + FORKS[name], path, Path(__file__).parent, flags=FORKING) == ""
+    assert run_quietly(FORKS_BEGIN + FORKS[name], path, Path(__file__).parent, flags=FORKING) == ""
     items = stored(path)
     assert items == [{"number": number} for number in range(len(items))]
     assert len(items) >= 2
@@ -474,7 +393,7 @@ for closes in (False, True):
         forks += loop.happened
 print(forks)
 """
-    forks = int(run_quietly(FORK_IMPORTS + script, path, Path(__file__).parent, flags=FORKING))
+    forks = int(run_quietly(FORKS_BEGIN + script, path, Path(__file__).parent, flags=FORKING))
     assert forks > 10
     assert len(stored(path, "child")) == forks
     assert len(stored(path, "parent")) == forks + 2  # in two more runs the fork would have come too late
@@ -497,7 +416,7 @@ def first_calls(number):
 for number in range(20):
     fork(lambda: first_calls(number))
 """
-    assert run_quietly(FORK_IMPORTS + script, path, Path(__file__).parent, flags=FORKING) == ""
+    assert run_quietly(FORKS_BEGIN + script, path, Path(__file__).parent, flags=FORKING) == ""
     assert sorted(item["number"] for item in stored(path)) == list(range(40))
 
 
@@ -525,7 +444,7 @@ for thread in threads:
     thread.join()
 print(json.dumps(counts))
 """
-    counts = json.loads(run_quietly(FORK_IMPORTS + script, path, Path(__file__).parent, flags=FORKING))
+    counts = json.loads(run_quietly(FORKS_BEGIN + script, path, Path(__file__).parent, flags=FORKING))
     assert stored(path) == [{"number": number} for number in range(25)]
     assert len(counts) == 3
     for thread, count in counts.items():
@@ -560,4 +479,4 @@ call(memory.add_items, [one])
 print(call(memory.get_items) == [one, one])
 call(memory.close)
 """
-    assert run_quietly(FORK_IMPORTS + script, path, Path(__file__).parent, kind, flags=FORKING) == "True\n"
+    assert run_quietly(FORKS_BEGIN + script, path, Path(__file__).parent, kind, flags=FORKING) == "True\n"

@@ -10,8 +10,6 @@ import contextlib
 import inspect
 import json
 import sqlite3
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +19,7 @@ import pytest
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
-from processes import Child, files, holdings, holds_again, threads, writer_lock
+from processes import Child, files, holdings, holds_again, run_quietly, threads, writer_lock
 
 import agentmem
 from agentmem import SessionSettings
@@ -247,7 +245,7 @@ def test_a_close_inside_a_loop_lets_the_calls_under_way_finish_and_is_done_when_
 
 def test_it_imports_where_the_sdk_is_not_installed() -> None:
     source = "import sys; sys.modules['agents'] = None; from agentmem.integrations.openai_agents import SQLiteSession"
-    subprocess.run([sys.executable, "-c", source], check=True)
+    assert run_quietly(source) == ""
 
 
 @pytest.mark.parametrize("kind", [agentmem.SQLiteSession, agentmem.AsyncSQLiteSession])

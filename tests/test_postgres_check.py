@@ -51,20 +51,6 @@ def lines(report: CheckReport) -> list[str]:
     return [str(problem) for problem in report.problems]
 
 
-async def test_whole_sessions_have_no_problem(database: PostgresDatabase) -> None:
-    async with AsyncSessionStore(database.url) as store:
-        for name in ("popped", "cleared", "emptied", "again", "😀 '\n", " "):
-            await store.session(name).add_items([ONE, {"lone": "\ud83d", "big": 10**40}, ONE])
-        await store.session("popped").pop_item()
-        await store.session("cleared").clear_session()
-        for _ in range(3):
-            await store.session("emptied").pop_item()
-        await store.session("again").clear_session()
-        await store.session("again").add_items([ONE])
-        report = await store.check()
-    assert report == CheckReport(sessions=5, items=2 + 0 + 1 + 3 + 3, problem_count=0, problems=())
-
-
 @pytest.mark.parametrize(
     ("damage", "found"),
     [

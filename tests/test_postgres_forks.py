@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from endings import FORK_IMPORTS
 from postgres_database import PostgresDatabase
 from processes import STRICT, Child, needs_fork
 from test_postgres_lifecycle import IMPORTS, ONE
@@ -19,24 +20,13 @@ from agentmem import AsyncPostgresSession
 FORKING = ("-W", "ignore:This process:DeprecationWarning")
 """Python from 3.12 on warns of a fork with threads; agentmem's may be there."""
 
-FORK_IMPORTS = (
+FORKS_BEGIN = (
     IMPORTS
+    + FORK_IMPORTS
     + """
-sys.path.insert(0, sys.argv[2])
-from forking import fork, wait_for
-
-def add(number):
-    session.add_items([{"number": number}])
-
-async def async_add(number):
-    await async_session.add_items([{"number": number}])
-
 def told():
     print("ready", flush=True)
     sys.stdin.readline()
-
-session = PostgresSession(url, session_id="user_123")
-async_session = AsyncPostgresSession(url, session_id="user_123")
 """
 )
 
@@ -118,7 +108,7 @@ if child := os.fork():
 def test_after_a_fork_the_child_has_connections_of_its_own_and_the_parent_goes_on_with_those_that_it_had(
     database: PostgresDatabase, name: str, flags: Sequence[str]
 ) -> None:
-    with Child(FORK_IMPORTS + FORKS[name], database.url, Path(__file__).parent, flags=(*flags, *FORKING)) as parent:
+    with Child(FORKS_BEGIN + FORKS[name], database.url, Path(__file__).parent, flags=(*flags, *FORKING)) as parent:
         assert parent.read_line() == "ready"
         before = database.connections()
         assert before
@@ -150,7 +140,7 @@ signal.pause()
 
 @needs_fork
 def test_a_parent_that_is_killed_leaves_no_connection_though_its_child_goes_on(database: PostgresDatabase) -> None:
-    with Child(FORK_IMPORTS + KILLED, database.url, Path(__file__).parent, flags=(*STRICT, *FORKING)) as parent:
+    with Child(FORKS_BEGIN + KILLED, database.url, Path(__file__).parent, flags=(*STRICT, *FORKING)) as parent:
         assert parent.read_line() == "ready"
         assert len(database.connections()) == 3
         parent.kill()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
+from endings import ENDINGS, imports
 from postgres_database import PostgresDatabase
 from processes import STRICT, Child, run_quietly
 from waiting import wait_until
@@ -15,26 +16,10 @@ ONE: Item = {"role": "user", "content": "one"}
 
 # The end of a program
 
-IMPORTS = """
-import asyncio, gc, os, sys, threading
-from agentmem import AsyncPostgresSession, AsyncSessionStore, PostgresSession, SessionStore
-url, one = sys.argv[1], {"role": "user", "content": "one"}
-"""
+IMPORTS = imports("PostgresSession", "AsyncPostgresSession") + "url = db\n"
 
 SCRIPTS = {
-    "sync": """
-session = PostgresSession(url, session_id="user_123")
-session.add_items([one])
-assert session.get_items() == [one]
-""",
-    "sync, many sessions and a store": """
-store = SessionStore(url)
-sessions = [store.session(f"user_{number}") for number in range(50)]
-sessions += [PostgresSession(url, session_id="user_123")]
-for session in sessions:
-    session.add_items([one])
-    assert session.get_items() == [one]
-""",
+    **ENDINGS,
     "sync, in threads": """
 def add():
     PostgresSession(url, session_id=threading.current_thread().name).add_items([one])
@@ -44,67 +29,9 @@ for thread in threads:
 for thread in threads:
     thread.join()
 """,
-    "sync, from a daemon thread that never ends": """
-session = PostgresSession(url, session_id="user_123")
-session.add_items([one])
-reading = threading.Event()
-def read_for_ever():
-    try:
-        while True:
-            session.get_items()
-            reading.set()
-    except Exception:
-        threading.Event().wait()
-threading.Thread(target=read_for_ever, daemon=True).start()
-reading.wait()
-""",
     "sync, by the server's name": """
 session = PostgresSession(url.replace("127.0.0.1", "localhost"), session_id="user_123")
 session.add_items([one])
-""",
-    "async": """
-async def main():
-    session = AsyncPostgresSession(url, session_id="user_123")
-    await session.add_items([one])
-    assert await session.get_items() == [one]
-    await asyncio.gather(*(session.get_items() for _ in range(300)))
-asyncio.run(main())
-""",
-    "async, two loops one after the other": """
-session = AsyncPostgresSession(url, session_id="user_123")
-asyncio.run(session.add_items([one]))
-asyncio.run(session.get_items())
-""",
-    "async, entered and not left": """
-async def main():
-    store = await AsyncSessionStore(url).__aenter__()
-    await store.session("user_123").add_items([one])
-asyncio.run(main())
-""",
-    "async, with calls in flight": """
-async def main():
-    session = AsyncPostgresSession(url, session_id="user_123")
-    await session.add_items([one])
-    global tasks
-    tasks = [asyncio.ensure_future(session.get_items()) for _ in range(100)]
-    tasks += [asyncio.ensure_future(AsyncPostgresSession(url, session_id="other").add_items([one]))]
-    await asyncio.sleep(0)
-asyncio.run(main())
-""",
-    "sync under a running loop": """
-async def main():
-    session = PostgresSession(url, session_id="user_123")
-    session.add_items([one])
-    assert await session.async_session.get_items() == [one]
-asyncio.run(main())
-""",
-    "closed": """
-with PostgresSession(url, session_id="user_123") as session:
-    session.add_items([one])
-async def main():
-    async with AsyncPostgresSession(url, session_id="user_123") as session:
-        assert await session.get_items() == [one]
-asyncio.run(main())
 """,
 }
 

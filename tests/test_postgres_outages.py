@@ -11,9 +11,10 @@ import pytest
 from in_postgres import all_stored, connected, left_open, numbered, stored, until
 from postgres_server import PostgresServer
 from tcp_proxy import TcpProxy
+from waiting import WAIT_S
 
 from agentmem import AsyncSession, AsyncSessionStore
-from agentmem.errors import StorageBusyError, StorageError
+from agentmem.errors import SessionClosedError, StorageBusyError, StorageError
 
 pytestmark = pytest.mark.anyio
 
@@ -191,12 +192,15 @@ async def test_a_silence_that_ends_in_time_loses_and_doubles_nothing_and_no_call
     load.check(postgres)
 
 
-async def test_closing_a_store_takes_no_longer_where_nobody_answers(postgres: PostgresServer, proxy: TcpProxy) -> None:
-    async with AsyncSessionStore(postgres.url_at(proxy.port)) as store:
-        await store.session("user_123").add_items(numbered(0))
-        await store.session("user_123").get_items()
-        proxy.stall()
-    proxy.go_on()
+async def test_closing_a_store_ends_also_where_nobody_answers(postgres: PostgresServer, proxy: TcpProxy) -> None:
+    store = AsyncSessionStore(postgres.url_at(proxy.port))
+    await store.session("user_123").add_items(numbered(0))
+    await store.session("user_123").get_items()
+    with silence(postgres, proxy, "network"):
+        await asyncio.wait_for(store.close(), WAIT_S)
+        with pytest.raises(SessionClosedError):
+            await store.open()
+    assert stored(postgres) == numbered(0)
 
 
 # No connection is left

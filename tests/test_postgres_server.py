@@ -222,6 +222,7 @@ def test_nothing_of_it_is_left_where_the_tests_are_killed(state: str) -> None:
         tests.kill()
         wait_until_ended(postmaster)
         wait_until(lambda: not folder.exists())
+    assert not folder.exists()
 
 
 def test_one_that_does_not_start_says_why_and_leaves_nothing() -> None:

@@ -68,20 +68,6 @@ async def test_a_whole_file_has_no_problem_and_nothing_is_written_or_made(path: 
     assert files(path) == {path.name}
 
 
-async def test_sessions_that_were_popped_cleared_and_begun_again_are_whole(path: Path) -> None:
-    async with AsyncSessionStore(path) as store:
-        for name in ("popped", "cleared", "emptied", "again", "\U0001f600 '\n"):
-            await store.session(name).add_items([ONE, {"lone": "\ud83d", "big": 10**40}, ONE])
-        await store.session("popped").pop_item()
-        await store.session("cleared").clear_session()
-        for _ in range(3):
-            await store.session("emptied").pop_item()
-        await store.session("again").clear_session()
-        await store.session("again").add_items([ONE])
-        report = await store.check()
-    assert report == CheckReport(sessions=4, items=2 + 0 + 1 + 3, problem_count=0, problems=())
-
-
 async def test_a_file_in_use_is_checked_with_what_was_just_stored_and_no_file_is_made_beside_it(path: Path) -> None:
     async with AsyncSessionStore(path) as store:
         await store.session("user_123").add_items([ONE, ONE])
