@@ -127,7 +127,7 @@ def agents_oldest(session: nox.Session) -> None:
     """The tests of the agents extra, with the oldest Agents SDK that pyproject.toml allows."""
     (oldest,) = (bound for bound in lower_bounds("agents") if bound.startswith("openai-agents=="))
     install_wheel(session, *group("test"), *group("agents-test"), *group("typing-test"), oldest)
-    run_pytest(session, "tests/test_agents_sdk*.py", "tests/test_typing.py")
+    run_pytest(session, "tests/integrations/test_agents_sdk*.py", "tests/project/test_typing.py")
 
 
 @nox.session
@@ -142,7 +142,7 @@ def soak(session: nox.Session) -> None:
     """An hour of load, after 500 kills: what is held stays flat and what is read is right. --seconds 300 is shorter."""
     install_wheel(session)
     with tempfile.TemporaryDirectory() as elsewhere, session.chdir(elsewhere):
-        session.run("python", str(ROOT / "tests" / "soak.py"), *session.posargs)
+        session.run("python", str(ROOT / "tests" / "support" / "soak.py"), *session.posargs)
 
 
 @nox.session

@@ -30,7 +30,7 @@ from pydantic import BaseModel
 
 from .checking import CheckReport, Progress
 from .copying import CopyReport
-from .engines.lifecycle import around_fork, watch, when_program_ends
+from .lifecycle import around_fork, watch, when_program_ends
 from .replay import SessionSettings
 from .session import AsyncPostgresSession, AsyncSession, AsyncSQLiteSession, session_id_by_keyword
 from .store import AsyncSessionStore

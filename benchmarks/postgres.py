@@ -10,7 +10,7 @@ import json
 from abc import abstractmethod
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from pathlib import Path
 from time import perf_counter
@@ -83,7 +83,7 @@ class PostgresSystem(System):
 
 class AgentMemPostgres(PostgresSystem):
     title = "agentmem"
-    modules = ("agentmem", "agentmem.store", "agentmem.engines.postgres", "asyncpg")
+    modules = ("agentmem", "agentmem.store", "agentmem.engines.postgres.engine", "asyncpg")
     packages = ("agentmem", "asyncpg", "pydantic")
 
     async def connect(self) -> None:
@@ -225,7 +225,7 @@ class AgentsPostgres(PostgresSystem):
     async def copy(self, history: History) -> None:
         await self.copy_rows("agent_sessions", ("session_id",), ((name,) for name, _ in history.sessions()))
         # Turns a second apart: its index goes by session and time, and would have to sort what is of one instant.
-        begun = datetime(2026, 1, 1, tzinfo=timezone.utc).replace(tzinfo=None)  # its columns have no time zone
+        begun = datetime(2026, 1, 1, tzinfo=UTC).replace(tzinfo=None)  # its columns have no time zone
         rows = (
             (session_id, json.dumps(item), begun + timedelta(seconds=position // 2))
             for session_id, position, item in history.rows()

@@ -8,7 +8,7 @@ import sqlite3
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -174,7 +174,7 @@ def describe_run(folder: Path, versions: dict[str, str], rounds: int) -> dict[st
     With what a flushed commit and a change of thread cost here, because most ratios hang on these two.
     """
     return {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "rounds": rounds,
         "versions": {"python": platform.python_version(), "sqlite": sqlite3.sqlite_version, **versions},
         "machine": {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -17,6 +16,7 @@ from empty_databases import EMPTY_DATABASES, postgres_header
 from hypothesis import HealthCheck, settings
 from postgres_database import PostgresDatabase, postgres_database
 from postgres_server import PostgresServer
+from repository import REPO, package_dir
 from responses_server import ResponsesServer, responses_server
 from waiting import wait_until
 
@@ -25,9 +25,6 @@ from agentmem.engines import ENGINES
 from agentmem.engines import open_engine as open_by_url
 from agentmem.engines.base import Engine
 from agentmem.runner import OpenAIResponsesModel
-
-REPO = Path(os.environ.get("AGENTMEM_REPO") or Path(__file__).parents[1]).resolve()
-"""The repository, with README.md and examples/. The tests may run from anywhere, on an installed agentmem."""
 
 # New random cases on each run, also under CI, where hypothesis's own profile would repeat the same ones for ever; the
 # blob that a failure prints reproduces it. No deadline: a disk flush takes as long as the machine needs.
@@ -47,14 +44,6 @@ def pytest_sessionstart() -> None:
     """Refuse to test the source tree where the caller meant the built wheel."""
     if "AGENTMEM_REPO" in os.environ and package_dir() == REPO / "agentmem":
         raise pytest.UsageError("AGENTMEM_REPO asks for the installed agentmem, but the source tree hides it")
-
-
-def package_dir() -> Path:
-    """The folder that ``import agentmem`` would load from; found without importing it."""
-    spec = importlib.util.find_spec("agentmem")
-    if spec is None or spec.origin is None:
-        raise pytest.UsageError("agentmem is not installed: pip install -e . (or run `nox -s tests`)")
-    return Path(spec.origin).resolve().parent
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections import OrderedDict, defaultdict, deque
 from dataclasses import FrozenInstanceError, dataclass
-from datetime import date, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -174,7 +174,7 @@ class Row(list[Any]):
     pass
 
 
-class Colour(str, enum.Enum):  # enum.StrEnum comes with Python 3.11
+class Colour(enum.StrEnum):
     RED = "red"
 
 
@@ -239,7 +239,7 @@ class Always:
     __hash__ = None  # type: ignore[assignment]  # what the data model asks for next to __eq__
 
 
-WHEN = datetime(2024, 5, 6, tzinfo=timezone.utc)
+WHEN = datetime(2024, 5, 6, tzinfo=UTC)
 NO_FORM = "has no faithful JSON form"
 UNFAITHFUL: list[tuple[Any, str]] = [
     (float("nan"), "nan is not JSON"),

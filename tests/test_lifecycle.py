@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from database import stored
 from endings import ENDINGS, FORK_IMPORTS, imports
-from processes import STRICT, Child, files, needs_fork, run, run_quietly
+from processes import STRICT, SUPPORT, Child, files, needs_fork, run, run_quietly
 
 threads_may_start_late = pytest.mark.skipif(
     (3, 12, 0) <= sys.version_info < (3, 12, 2),
@@ -352,7 +352,7 @@ if __name__ == "__main__":
 @needs_fork
 @pytest.mark.parametrize("name", FORKS)
 def test_after_a_fork_both_processes_go_on_with_connections_of_their_own(path: Path, name: str) -> None:
-    assert run_quietly(FORKS_BEGIN + FORKS[name], path, Path(__file__).parent, flags=FORKING) == ""
+    assert run_quietly(FORKS_BEGIN + FORKS[name], path, SUPPORT, flags=FORKING) == ""
     items = stored(path)
     assert items == [{"number": number} for number in range(len(items))]
     assert len(items) >= 2
@@ -393,7 +393,7 @@ for closes in (False, True):
         forks += loop.happened
 print(forks)
 """
-    forks = int(run_quietly(FORKS_BEGIN + script, path, Path(__file__).parent, flags=FORKING))
+    forks = int(run_quietly(FORKS_BEGIN + script, path, SUPPORT, flags=FORKING))
     assert forks > 10
     assert len(stored(path, "child")) == forks
     assert len(stored(path, "parent")) == forks + 2  # in two more runs the fork would have come too late
@@ -416,7 +416,7 @@ def first_calls(number):
 for number in range(20):
     fork(lambda: first_calls(number))
 """
-    assert run_quietly(FORKS_BEGIN + script, path, Path(__file__).parent, flags=FORKING) == ""
+    assert run_quietly(FORKS_BEGIN + script, path, SUPPORT, flags=FORKING) == ""
     assert sorted(item["number"] for item in stored(path)) == list(range(40))
 
 
@@ -444,7 +444,7 @@ for thread in threads:
     thread.join()
 print(json.dumps(counts))
 """
-    counts = json.loads(run_quietly(FORKS_BEGIN + script, path, Path(__file__).parent, flags=FORKING))
+    counts = json.loads(run_quietly(FORKS_BEGIN + script, path, SUPPORT, flags=FORKING))
     assert stored(path) == [{"number": number} for number in range(25)]
     assert len(counts) == 3
     for thread, count in counts.items():
@@ -479,4 +479,4 @@ call(memory.add_items, [one])
 print(call(memory.get_items) == [one, one])
 call(memory.close)
 """
-    assert run_quietly(FORKS_BEGIN + script, path, Path(__file__).parent, kind, flags=FORKING) == "True\n"
+    assert run_quietly(FORKS_BEGIN + script, path, SUPPORT, kind, flags=FORKING) == "True\n"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from database import stored
 from killing import PROGRAM, check, program_arguments
-from processes import STRICT, Child, files, needs_fork, needs_sigstop, run, run_quietly
+from processes import STRICT, SUPPORT, Child, files, needs_fork, needs_sigstop, run, run_quietly
 
 from agentmem import AsyncSQLiteSession
 from agentmem.errors import StorageBusyError
@@ -83,7 +83,7 @@ asyncio.run(main())
 def test_a_process_that_ends_with_writes_in_flight_leaves_whole_batches_and_says_nothing_but_what_was_wrong(
     path: Path, end: str, code: int, last_line: str
 ) -> None:
-    ended, output, errors = run(_ENDS.replace("{end}", end), Path(__file__).parent, path)
+    ended, output, errors = run(_ENDS.replace("{end}", end), SUPPORT, path)
     assert ended == code
     if "abort" not in end:  # of which Python's development mode tells where
         assert (errors.splitlines() or [""])[-1] == last_line

@@ -1,6 +1,6 @@
 """The engines, by URL scheme; each is imported when the first database of its kind is opened.
 
-A new engine is one file here, one row in ``ENGINES`` and one optional dependency.
+A new engine is one package here, one row in ``ENGINES`` and one optional dependency.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class Entry(NamedTuple):
 
 
 ENGINES = {
-    "sqlite": Entry("agentmem.engines.sqlite", "SQLiteEngine", keeps_url=False),
+    "sqlite": Entry("agentmem.engines.sqlite.engine", "SQLiteEngine", keeps_url=False),
     "postgresql": Entry(
-        "agentmem.engines.postgres", "PostgresEngine", extra="postgres", driver="asyncpg", alias="postgres"
+        "agentmem.engines.postgres.engine", "PostgresEngine", extra="postgres", driver="asyncpg", alias="postgres"
     ),
 }
 

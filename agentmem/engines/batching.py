@@ -5,8 +5,7 @@ it has. Under load the batches grow by themselves, so there is nothing to tune. 
 writes of a batch are tried when some of them cannot succeed.
 
 Cancellation: a call that is still queued leaves the queue; one that was handed over has begun: it waits for its outcome
-and raises the cancellation then. The lanes themselves cannot be cancelled, because they are callbacks and no tasks;
-nor can what runs in :func:`despite_cancellation`.
+and raises the cancellation then. The lanes themselves cannot be cancelled, because they are callbacks and no tasks.
 
 One Batcher belongs to one event loop; it has no locks because everything here runs on that loop.
 """
@@ -15,41 +14,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Coroutine, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain, groupby
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from anyio import CancelScope
 
-T = TypeVar("T")
 W = TypeVar("W")
-
-
-class UncancellableTask(asyncio.Task[T]):
-    """A task that runs to its end, also where every task of the loop is cancelled, as ``asyncio.run`` does last.
-
-    ``asyncio.run`` waits for it then, so it must end by itself. No ``await`` inside it is ever cancelled.
-    """
-
-    def cancel(self, msg: Any = None) -> bool:
-        """Do nothing: False, as for a task that is done."""
-        return False
-
-
-async def despite_cancellation(work: Coroutine[Any, Any, T]) -> T:
-    """Run `work` to its end whatever is cancelled meanwhile; then raise the cancellation, if there was one."""
-    task = UncancellableTask(work, loop=asyncio.get_running_loop())
-    cancelled: asyncio.CancelledError | None = None
-    with CancelScope(shield=True):  # else a cancelled anyio scope would cancel the wait on every loop cycle
-        while not task.done():
-            try:
-                await asyncio.wait([task])
-            except asyncio.CancelledError as error:
-                cancelled = error
-    if cancelled is not None:
-        raise cancelled from task.exception()
-    return task.result()
 
 
 class Job(Generic[W]):

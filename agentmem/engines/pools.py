@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from typing import Generic, TypeVar
 
-from .lifecycle import around_fork
+from ..lifecycle import around_fork
 
 
 class LoopPool(ABC):

@@ -40,10 +40,10 @@ from typing import Any, Protocol
 
 import anyio.to_thread
 
-from ..engines.batching import UncancellableTask
-from ..engines.sdk_tables import SDKTables
-from ..engines.sqlite import SQLiteEngine
-from ..engines.sqlite_takeover import Takeover, check_source
+from ..cancellation import UncancellableTask
+from ..engines.sqlite.engine import SQLiteEngine
+from ..engines.sqlite.sdk_tables import SDKTables
+from ..engines.sqlite.takeover import Takeover, check_source
 from ..items import Item
 from ..replay import SessionSettings
 from ..session import AsyncSession

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeAlias
 
-from ..engines.batching import despite_cancellation
+from ..cancellation import despite_cancellation
 from ..items import RunItem
 from .result import RunResult
 

@@ -1,0 +1,1 @@
+"""Sessions in PostgreSQL, or in a database that speaks its protocol, through asyncpg."""

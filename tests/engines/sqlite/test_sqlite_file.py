@@ -1,0 +1,50 @@
+"""The file that is open is the one at its path, or that is noticed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from agentmem.engines.sqlite.file import FileIdentity
+from agentmem.errors import StorageError
+
+
+def test_a_file_is_the_same_until_it_is_deleted_replaced_or_emptied(path: Path) -> None:
+    path.write_bytes(b"one")
+    file = FileIdentity(str(path))
+    file.check()
+    path.write_bytes(b"another text")
+    file.check()
+    os.truncate(path, 0)
+    with pytest.raises(StorageError, match="was emptied"):
+        file.check()
+    assert file.is_at_its_path()
+    path.rename(path.with_suffix(".away"))
+    with pytest.raises(StorageError, match=r"was deleted or moved .* put it back"):
+        file.check()
+    assert not file.is_at_its_path()
+    path.write_bytes(b"one")
+    with pytest.raises(StorageError, match="was replaced"):
+        file.check()
+    assert not file.is_at_its_path()
+
+
+def test_of_a_replaced_file_only_its_own_wal_is_removed(path: Path) -> None:
+    wal, shm = path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")
+    for beside in (path, wal, shm):
+        beside.write_bytes(b"old")
+    file = FileIdentity(str(path))
+    file.remove_stale_wal()
+    assert wal.exists()
+    file.remember_wal()
+    wal.with_suffix(".new").write_bytes(b"of the new file")
+    os.replace(wal.with_suffix(".new"), wal)
+    file.remove_stale_wal()
+    assert wal.exists()
+    file.remember_wal()
+    file.remove_stale_wal()
+    file.remove_stale_wal()
+    assert not wal.exists()
+    assert not shm.exists()

@@ -1,0 +1,57 @@
+"""A file of agentmem's as others see it: what is stored in it, who has it open, and the disk that it is on."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agentmem.engines.sqlite import connection as sqlite_link
+from agentmem.engines.sqlite.connection import WorkerConnection
+from agentmem.items import Item
+
+
+@contextlib.contextmanager
+def shell(path: Path) -> Iterator[sqlite3.Connection]:
+    """The file as somebody with the sqlite3 shell has it; each statement is a transaction."""
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        yield connection
+
+
+def stored(path: Path, session_id: str = "user_123") -> list[Item]:
+    """What another program finds in the file now, which must be whole, with positions from 0 without a gap."""
+    with shell(path) as other:
+        rows = other.execute(
+            "SELECT position, item FROM agentmem_history WHERE session_id = ? ORDER BY position", (session_id,)
+        ).fetchall()
+        assert other.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    assert [position for position, _ in rows] == list(range(len(rows)))
+    return [json.loads(item) for _, item in rows]
+
+
+def connections(path: Path) -> list[WorkerConnection]:
+    """agentmem's own open connections to the file, in this process."""
+    name = str(path.resolve())
+    return [raw for raw in list(sqlite_link._live) if raw.execute("PRAGMA database_list").fetchone()[2] == name]
+
+
+@contextlib.contextmanager
+def mounted(folder: Path, options: str) -> Iterator[Path]:
+    """A file system in memory at `folder`, of a size that the options give; skips where that may not be."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    try:
+        is_mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        is_mounted = False
+    if not is_mounted:
+        pytest.skip("only root may mount a tmpfs, and not in every container")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
