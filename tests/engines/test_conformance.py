@@ -93,8 +93,8 @@ class Clipping(SQLiteEngine):
     """Reads at most a thousand rows."""
 
     async def read(self, session_id: str, reading: Reading[T]) -> T:
-        if isinstance(reading, TailReading) and reading._limit is None:
-            reading._limit = 1000
+        if isinstance(reading, TailReading) and reading.limit is None:
+            reading.limit = 1000
         return await super().read(session_id, reading)
 
 
