@@ -28,11 +28,12 @@ import anyio
 from anyio.from_thread import BlockingPortal
 from pydantic import BaseModel
 
+from .arguments import session_id_by_keyword
 from .checking import CheckReport, Progress
 from .copying import CopyReport
 from .lifecycle import around_fork, watch, when_program_ends
 from .replay import SessionSettings
-from .session import AsyncPostgresSession, AsyncSession, AsyncSQLiteSession, session_id_by_keyword
+from .session import AsyncPostgresSession, AsyncSession, AsyncSQLiteSession
 from .store import AsyncSessionStore
 
 INTERRUPT_S = 0.2

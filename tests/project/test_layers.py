@@ -23,6 +23,7 @@ FLOORS = {
     "reading": 1,
     "conformance": 2,
     "engines": 2,
+    "arguments": 3,
     "copying": 3,
     "session": 3,
     "store": 3,
