@@ -27,6 +27,7 @@ FLOORS = {
     "copying": 3,
     "session": 3,
     "store": 3,
+    "blocking": 4,
     "sync": 4,
     "runner": 5,
     "integrations": 6,
