@@ -86,7 +86,7 @@ class Unending(SQLiteEngine):
 
     async def close(self) -> None:
         await super().close()
-        self._closed = False
+        self._is_closed = False
 
 
 class Clipping(SQLiteEngine):
