@@ -55,7 +55,8 @@ def open_engine(db: Any, **options: Any) -> Engine:
     try:
         module = import_module(entry.module)
     except ImportError as error:
-        if not entry.driver:
+        # Another module that is missing is a defect, which installing the driver would not mend.
+        if not entry.driver or (error.name or "").partition(".")[0] != entry.driver:
             raise
         raise MissingDependencyError(f"pip install {entry.driver}") from error
     engine: Engine = getattr(module, entry.name)(database, **options)

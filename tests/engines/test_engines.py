@@ -40,13 +40,21 @@ def test_what_leads_to_no_engine_is_refused_by_name(
 
 
 def test_a_driver_that_is_not_installed_is_an_error_whose_message_is_the_pip_command(
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(ENGINES, "other", Entry("agentmem.engines.no_such_module", "OtherEngine", driver="other"))
+    (tmp_path / "engine_of_other.py").write_text("import other.connections")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(ENGINES, "other", Entry("engine_of_other", "OtherEngine", driver="other"))
     with pytest.raises(MissingDependencyError) as raised:
         AsyncSessionStore("other://host/database")
     assert str(raised.value) == "pip install other"
     assert isinstance(raised.value.__cause__, ImportError)
+
+
+def test_a_module_that_is_missing_elsewhere_is_not_taken_for_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ENGINES, "other", Entry("agentmem.engines.no_such_module", "OtherEngine", driver="other"))
+    with pytest.raises(ModuleNotFoundError, match=r"agentmem\.engines\.no_such_module"):
+        AsyncSessionStore("other://host/database")
 
 
 def test_an_engine_is_imported_with_the_first_database_of_its_kind() -> None:
