@@ -261,7 +261,7 @@ class AsyncSQLiteSession(AsyncSession):
 class AsyncPostgresSession(AsyncSession):
     """One conversation in PostgreSQL. All handles on a database share one pool of connections.
 
-    Needs the extra ``postgres``: ``pip install 'agentmem[postgres]'``.
+    Needs asyncpg, which the extra ``postgres`` brings: ``pip install asyncpg``.
 
     Args:
         dsn: a URL, ``postgresql://user:password@host:port/database?option=value``, with all options that asyncpg knows

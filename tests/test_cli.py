@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
 
@@ -23,7 +22,7 @@ import click
 import pytest
 from responses_server import ResponsesServer, message
 
-from agentmem import SQLiteSession
+from agentmem import SQLiteSession, __version__
 from agentmem.cli import main
 from agentmem.items import Item
 
@@ -224,8 +223,8 @@ def test_the_installed_script_is_the_same_command(tmp_path: Path) -> None:
     script = [str(SCRIPTS / "agentmem")]
     done = agentmem(tmp_path, "chat", "--offline", says="My name is Alice.\n", command=script)
     assert answers(succeeded(done)) == ["I will remember: your name is Alice."]
-    assert succeeded(agentmem(tmp_path, "--version", command=script)) == f"agentmem, version {version('agentmem')}\n"
-    assert succeeded(agentmem(tmp_path, "--version")) == f"agentmem, version {version('agentmem')}\n"
+    assert succeeded(agentmem(tmp_path, "--version", command=script)) == f"agentmem, version {__version__}\n"
+    assert succeeded(agentmem(tmp_path, "--version")) == f"agentmem, version {__version__}\n"
 
 
 def test_an_empty_line_ends_a_chat(tmp_path: Path) -> None:

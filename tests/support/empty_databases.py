@@ -50,7 +50,7 @@ def _postgres() -> str | OSError:
     try:
         rows = _ask("SHOW server_version")
     except ImportError as error:
-        return OSError(f"{error}: pip install 'agentmem[postgres]'")
+        return OSError(f"{error}: pip install asyncpg")
     except OSError as error:
         return OSError(f"{shown(POSTGRES_URL)}: {error}")
     return str(rows[0][0])

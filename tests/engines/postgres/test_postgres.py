@@ -219,7 +219,7 @@ for make in (AsyncSessionStore, SessionStore, lambda db: AsyncPostgresSession(db
     except MissingDependencyError as error:
         print(error, type(error.__cause__).__name__)
 """
-    assert run_quietly(script) == "pip install 'agentmem[postgres]' ModuleNotFoundError\n" * 3
+    assert run_quietly(script) == "pip install asyncpg ModuleNotFoundError\n" * 3
 
 
 # What a server refuses
