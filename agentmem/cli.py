@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.rule import Rule
 from rich.table import Table
 
+from .blocking import run_blocking
 from .checking import CheckReport
 from .copying import CopyReport
 from .errors import AgentMemError, ModelError
@@ -27,7 +28,7 @@ from .integrations.openai_agents import import_history
 from .items import message_text
 from .replay import SessionSettings
 from .runner import Agent, Model, OfflineModel, Runner, RunResult
-from .sync import Session, SessionStore, SQLiteSession, run_blocking
+from .sync import Session, SessionStore, SQLiteSession
 from .version import __version__
 
 # Text is shown as it is: ":cat:" in a path or in what a model says is no emoji.
