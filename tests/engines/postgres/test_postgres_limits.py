@@ -12,7 +12,7 @@ from postgres_server import PostgresServer
 from tcp_proxy import TcpProxy
 
 from agentmem import AsyncSessionStore, SessionSettings
-from agentmem.engines import postgres as engine
+from agentmem.engines.postgres import engine, pool
 from agentmem.errors import StorageError
 from agentmem.items import Item
 
@@ -50,7 +50,7 @@ def _waits(server: PostgresServer) -> bool:
 async def test_however_many_sessions_are_held_each_write_to_another_is_served_meanwhile(
     postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "LOCK_S", 0.01)
+    monkeypatch.setattr(pool, "LOCK_S", 0.01)
     names = [f"held {number}" for number in range(40)]
     async with AsyncSessionStore(postgres.url, busy_timeout_s=60) as store:
         await asyncio.gather(*(store.session(name).add_items([ONE]) for name in [*names, "free"]))
@@ -68,7 +68,7 @@ async def test_however_many_sessions_are_held_each_write_to_another_is_served_me
 async def test_long_items_of_many_sessions_go_in_several_statements_and_are_all_there(
     postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "GROUP_BYTES", 100_000)
+    monkeypatch.setattr(pool, "GROUP_BYTES", 100_000)
     long: Item = {"content": "x" * 60_000}
     async with AsyncSessionStore(postgres.url) as store:
         await store.open()

@@ -17,7 +17,7 @@ from agentmem.items import Item
 
 pytest.importorskip("asyncpg", reason="asyncpg is not installed")
 
-from agentmem.engines.postgres.engine import SCHEMA_VERSION
+from agentmem.engines.postgres.schema import SCHEMA_VERSION
 
 pytestmark = pytest.mark.anyio
 
