@@ -1,21 +1,23 @@
-"""One connection to PostgreSQL."""
+"""One asyncpg connection: statements with a time limit, opening and closing, and what a fork does to it.
+
+All use of asyncpg's private attributes is here. Where a release of asyncpg lacks one, the work is done without it.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Coroutine, Hashable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 import asyncpg
 
 from ...cancellation import despite_cancellation
 from ...lifecycle import around_fork
-from .errors import ENDED
+from .errors import CLOSING_ERRORS
 
 T = TypeVar("T")
 
@@ -23,137 +25,173 @@ Connection = Any
 """An ``asyncpg.Connection``; asyncpg has no type annotations."""
 
 
-@dataclass(frozen=True)
-class Database:
-    """What a pool connects to, and how.
+class BoundedConnection:
+    """A connection for one attempt at some work: each statement is answered within `limit_s`, or raises TimeoutError.
 
-    Args:
-        name: as messages name it.
-        key: equal for two databases that share a pool.
-        dsn: for asyncpg; "" where `given` is there.
-        given: a pool of the caller's, whose connections are used and which is never closed.
-        schema: that holds the tables.
-        busy_timeout_s: how long to wait for a lock, a connection, or a server that starts again.
-        statement_cache_size: asyncpg's.
-    """
+    That includes BEGIN, COMMIT and ROLLBACK: asyncpg's own transactions have only the connection's time limit.
 
-    name: str
-    key: Hashable = field(repr=False)
-    dsn: str = field(repr=False)  # with its password
-    given: Any
-    schema: str
-    busy_timeout_s: float
-    statement_cache_size: int
-
-    @property
-    def quoted_schema(self) -> str:
-        """The schema's name in SQL."""
-        return '"' + self.schema.replace('"', '""') + '"'
-
-    def sql(self, text: str) -> str:
-        """`text` on this database's tables."""
-        return text.replace("agentmem.", f"{self.quoted_schema}.")
-
-
-class Bounded:
-    """A connection, each statement of which is answered within `limit_s` or ends in a TimeoutError.
-
-    Transactions, too: asyncpg's own have no time limit but what the connection was made with.
+    Attributes:
+        commit_sent: set by the work just before it sends what commits a write. From then on the write may be
+            committed, whatever happens to the connection.
     """
 
     def __init__(self, connection: Connection, limit_s: float) -> None:
         self._connection = connection
         self._limit_s = limit_s
+        self.commit_sent = False
 
     async def execute(self, sql: str, *values: object) -> None:
-        await self._answered(self._connection.execute(sql, *values, timeout=self._limit_s))
+        """Run a statement that returns no rows; without values, also several statements."""
+        await _warnings_as_errors(self._connection.execute(sql, *values, timeout=self._limit_s))
 
     async def fetch(self, sql: str, *values: object) -> Sequence[Any]:
-        rows: Sequence[Any] = await self._answered(self._connection.fetch(sql, *values, timeout=self._limit_s))
+        """The rows of a query."""
+        rows: Sequence[Any] = await _warnings_as_errors(self._connection.fetch(sql, *values, timeout=self._limit_s))
         return rows
 
     async def fetchrow(self, sql: str, *values: object) -> Any:
-        return await self._answered(self._connection.fetchrow(sql, *values, timeout=self._limit_s))
+        """The first row of a query, None where there is none."""
+        return await _warnings_as_errors(self._connection.fetchrow(sql, *values, timeout=self._limit_s))
 
     async def fetchval(self, sql: str, *values: object) -> Any:
-        return await self._answered(self._connection.fetchval(sql, *values, timeout=self._limit_s))
-
-    async def _answered(self, asking: Awaitable[T]) -> T:
-        try:
-            return await asking
-        except asyncpg.PostgresWarning as warning:
-            # It lets nothing be set on it, so that no ``with`` could pass it on.
-            error = asyncpg.PostgresError(str(warning))
-            error.sqlstate = warning.sqlstate
-            raise error from warning
+        """The first value of the first row, None where there is none."""
+        return await _warnings_as_errors(self._connection.fetchval(sql, *values, timeout=self._limit_s))
 
     @asynccontextmanager
     async def transaction(self, mode: str) -> AsyncIterator[None]:
+        """A transaction, which an error in the ``with`` rolls back.
+
+        Args:
+            mode: its isolation level, and whether it only reads.
+        """
         try:
             await self.execute(f"BEGIN ISOLATION LEVEL {mode}")
             yield
             await self.execute("COMMIT")
         except TimeoutError:
-            raise  # what does not answer would not answer this either
+            raise  # a server that does not answer would not answer a ROLLBACK either
         except BaseException:
-            with suppress(*ENDED):  # where it fails the connection is lost, and the transaction with it
+            with suppress(*CLOSING_ERRORS):  # then the connection is lost, and the transaction with it
                 await self.execute("ROLLBACK")
             raise
 
 
-async def in_plain_task(work: Coroutine[Any, Any, T], *, ends_early: bool = False) -> T:
-    """Await what sets itself a time limit: that cancels the task it runs in, which a lane's must not be.
+async def _warnings_as_errors(statement: Awaitable[T]) -> T:
+    """Raise as a PostgresError what a trigger raised with the SQLSTATE of a warning.
 
-    Where the wait is cancelled, as a check's may be, the work is waited for all the same. If it `ends_early`, it is
-    cancelled itself, but once: an anyio scope would cancel it at every await, also where it ends its transaction.
+    asyncpg raises it as a PostgresWarning, whose attributes cannot be set, so that no ``with`` could pass it on.
+    """
+    try:
+        return await statement
+    except asyncpg.PostgresWarning as warning:
+        error = asyncpg.PostgresError(str(warning))
+        error.sqlstate = warning.sqlstate
+        raise error from warning
+
+
+async def in_own_task(work: Coroutine[Any, Any, T], *, is_cancelled_with_caller: bool = False) -> T:
+    """Await `work` in a task of its own.
+
+    asyncpg's time limits cancel the task in which they run. The tasks of a pool ignore that, because a batch that has
+    begun must finish.
+
+    Where the caller is cancelled meanwhile, `work` still runs to its end, and the cancellation is raised then.
+
+    Args:
+        is_cancelled_with_caller: `work` is cancelled, too, but only once. An anyio scope would cancel it at every
+            await, also where it ends its transaction.
+
+    Raises:
+        ConnectionAbortedError: the event loop's shutdown cancelled `work`.
     """
     task = asyncio.ensure_future(work)
     try:
         await asyncio.wait([task])
     except asyncio.CancelledError:
-        if ends_early:
+        if is_cancelled_with_caller:
             task.cancel()
         await despite_cancellation(asyncio.wait([task]))
         if not task.cancelled():
-            task.exception()  # nobody is left to be told of it
+            task.exception()  # marks it as retrieved: nobody is left to be told of it
         raise
-    if task.cancelled():  # as asyncio.run does last with every task: what waits for it here is to be done nevertheless
+    if task.cancelled():  # asyncio.run() cancels every task at the end; the batch that waits for this one goes on
         raise ConnectionAbortedError("the event loop ended it")
     return task.result()
 
 
-async def end(connection: Connection) -> None:
-    """Close a connection of our own, whether it is lost or not."""
+async def connect(url: str, *, timeout_s: float, statement_cache_size: int) -> Connection:
+    """Open a connection of our own. A fork's child will leave it to this process."""
+    connection = await asyncpg.connect(url, timeout=timeout_s, statement_cache_size=statement_cache_size)
+    _own[connection] = asyncio.get_running_loop()
+    return connection
+
+
+async def close(connection: Connection) -> None:
+    """Close a connection of our own in an orderly way, unless it is closed."""
     try:
         await connection.close(timeout=1)
-    except ENDED:
-        connection.terminate()  # what was to be closed is gone
+    except CLOSING_ERRORS:
+        connection.terminate()
 
 
-made: WeakSet[Any] = WeakSet()
-"""The connections that this process has made, for as long as there are such objects."""
+def terminate(connection: Connection) -> None:
+    """Close a lost connection, without a word to the server."""
+    with suppress(asyncpg.InterfaceError):  # the caller's pool has taken it back by itself
+        connection.terminate()
+
+
+def is_closed(connection: Connection) -> bool:
+    """Whether a connection is closed; that of a caller's pool, also where the pool took it back because it was lost."""
+    try:
+        return bool(connection.is_closed())
+    except asyncpg.InterfaceError:
+        return True
+
+
+def hang_up(connection: Connection) -> None:
+    """Have the server see the end of a connection whose event loop is closed.
+
+    Python closes the socket when it collects the connection, which may be much later. Without asyncpg's private
+    attribute, that is when the server sees it.
+    """
+    opened = _socket_of(connection)
+    if opened is not None:
+        with suppress(OSError, TypeError):  # uvloop has closed its sockets with the loop, and raises TypeError
+            opened.shutdown(socket.SHUT_RDWR)
+
+
+def loop_of(callers_pool: Any) -> asyncio.AbstractEventLoop | None:
+    """The event loop of an ``asyncpg.Pool``; None where this release of asyncpg does not say."""
+    loop: asyncio.AbstractEventLoop | None = getattr(callers_pool, "_loop", None)
+    return loop
+
+
+def _socket_of(connection: Connection) -> Any:
+    """The socket under a connection; None where this release of asyncpg does not say."""
+    transport = getattr(connection, "_transport", None)
+    return None if transport is None else transport.get_extra_info("socket")
+
+
+_own: WeakKeyDictionary[Connection, asyncio.AbstractEventLoop] = WeakKeyDictionary()
+"""The connections that this process opened itself, with their event loops."""
 
 
 def _leave_to_parent() -> None:
-    """Cut a forked child off from its parent's connections, and leave those as they are.
+    """Cut a forked child off from its parent's connections, and leave these as they are.
 
-    With a copy of their sockets, the child would keep them open when the parent is killed, with the locks that they
-    hold at the server, and could say goodbye over them. A socket whose other end is closed takes the place of each.
+    With a copy of their sockets, the child would keep the connections open when the parent is killed, with the locks
+    that they hold at the server; and asyncpg could end them in the parent's name. So each socket is replaced in the
+    child by one whose other end is closed. Without asyncpg's private attribute, the child keeps the copies, unused.
     """
-    ours, other_end = socket.socketpair()
+    replacement, other_end = socket.socketpair()
     other_end.close()
-    with ours:
-        for connection in list(made):
-            if not connection.is_closed() and not connection._loop.is_closed():
-                theirs: int = socket_of(connection).fileno()
-                if theirs >= 0:  # it is closed where its end was just noticed
-                    os.dup2(ours.fileno(), theirs, inheritable=False)
-    made.clear()
-
-
-def socket_of(connection: Connection) -> Any:
-    """The socket that a connection speaks through."""
-    return connection._transport.get_extra_info("socket")
+    with replacement:
+        for connection, loop in list(_own.items()):
+            if not connection.is_closed() and not loop.is_closed():
+                inherited = _socket_of(connection)
+                if inherited is not None and inherited.fileno() >= 0:  # below 0: closed, because its end was noticed
+                    os.dup2(replacement.fileno(), inherited.fileno(), inheritable=False)
+    _own.clear()
 
 
 around_fork(before=lambda: None, in_parent=lambda: None, in_child=_leave_to_parent)

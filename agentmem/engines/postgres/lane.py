@@ -1,151 +1,213 @@
-"""One connection at a time, and what is done again on a new one where it is lost."""
+"""A lane: one connection at a time, which is opened when it is needed, and replaced where it is lost."""
 
 from __future__ import annotations
 
 import asyncio
-import socket
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, TypeVar
-from uuid import uuid4
+from typing import TypeVar
 
-import asyncpg
-
-from .connection import Bounded, Connection, end, in_plain_task, made, socket_of
-from .errors import READ_ONLY, REPEATABLE, Lost, is_lost, sqlstate
-from .url import rotated
-
-if TYPE_CHECKING:
-    from .pool import Pool
+from ...errors import AgentMemError
+from .connection import BoundedConnection, Connection, close, connect, hang_up, in_own_task, is_closed, terminate
+from .database import Database
+from .errors import READ_ONLY, ROLLED_BACK_STATES, GaveUp, ReadingFailed, may_succeed_elsewhere, sqlstate_of
+from .retry import Decision, Failure, Retries
+from .url import rotate_hosts
 
 T = TypeVar("T")
 
-ANSWER_S = 30.0
-"""How long a statement may take beyond ``busy_timeout_s`` before its connection is taken for lost, in seconds: a server
-or a network that died without a word gives no other sign. Locks on whole tables are waited for as long, too."""
+MAX_IDLE_S = 300.0
+"""How long a connection may be idle before another one is opened instead, in seconds. Firewalls and load balancers
+silently drop idle connections, mostly after 350 or more."""
 
-IDLE_S = 300.0
-"""How long a connection may be idle before another is opened instead, in seconds: firewalls and load balancers drop
-those that say nothing, mostly after 350 or more, without a word."""
+Work = Callable[[BoundedConnection], Awaitable[T]]
+"""What a lane is to do on its connection. Where the connection is lost, it is done again on a new one."""
 
-PAUSES_S = (0.01, 0.25)
-"""How long to wait before connecting again, in seconds: at first, doubled each time, and at most."""
+
+class Connector(ABC):
+    """Where the lanes of a pool get their connections from.
+
+    Attributes:
+        busy_timeout_s: how long a call may wait for a connection.
+        has_connected: whether there ever was a connection.
+        are_kept: whether a lane keeps its connection for the next call.
+    """
+
+    are_kept: bool
+
+    def __init__(self, busy_timeout_s: float) -> None:
+        self.busy_timeout_s = busy_timeout_s
+        self.has_connected = False
+
+    @abstractmethod
+    async def connect(self, timeout_s: float, hosts_tried: int) -> Connection:
+        """A connection.
+
+        Args:
+            timeout_s: how long that may take; at least 1 s is allowed for it.
+            hosts_tried: how many of the URL's hosts have not answered in time.
+        """
+
+    @abstractmethod
+    async def give_back(self, connection: Connection) -> None:
+        """Take a connection that a lane does not need any more; a lost one was terminated before."""
+
+
+class OwnConnections(Connector):
+    """Connections of agentmem's own, which a lane keeps."""
+
+    are_kept = True
+
+    def __init__(self, database: Database) -> None:
+        super().__init__(database.busy_timeout_s)
+        self._database = database
+
+    async def connect(self, timeout_s: float, hosts_tried: int) -> Connection:
+        url, hosts = rotate_hosts(self._database.url, hosts_tried)
+        # asyncpg's time limit is for all hosts together; a silent one must leave time for the others.
+        limit_s = max(timeout_s / hosts, 1.0)
+        return await connect(url, timeout_s=limit_s, statement_cache_size=self._database.statement_cache_size)
+
+    async def give_back(self, connection: Connection) -> None:
+        await close(connection)
+
+
+class CallersConnections(Connector):
+    """Connections of a caller's ``asyncpg.Pool``, which a lane gives back after each call."""
+
+    are_kept = False
+
+    def __init__(self, database: Database) -> None:
+        super().__init__(database.busy_timeout_s)
+        self._pool = database.callers_pool
+
+    async def connect(self, timeout_s: float, hosts_tried: int) -> Connection:
+        return await self._pool.acquire(timeout=max(timeout_s, 1.0))
+
+    async def give_back(self, connection: Connection) -> None:
+        try:
+            await self._pool.release(connection)
+        except Exception:  # noqa: S110  the pool has closed a connection that it could not take back
+            pass
+
+
+def connector_for(database: Database) -> Connector:
+    """Where the connections to this database come from."""
+    return OwnConnections(database) if database.callers_pool is None else CallersConnections(database)
 
 
 class Lane:
-    """One connection at a time, opened when it is needed, and who writes through it.
+    """One connection at a time, for one call at a time.
 
     Args:
-        pool: whose lane it is.
-        prepares: whether it has the schema created or upgraded first.
+        connector: where the connections come from.
+        loop: the event loop on which all of it happens.
+        prepare: awaited on the connection before each attempt.
     """
 
-    def __init__(self, pool: Pool, *, prepares: bool = True) -> None:
-        self.writer = uuid4()
-        self.number = 0  # of its newest transaction
-        self.is_sent = False  # whether the end of a transaction was sent: from then on it may be committed
-        self._pool = pool
-        self._prepares = prepares
+    def __init__(
+        self, connector: Connector, loop: asyncio.AbstractEventLoop, prepare: Work[None] | None = None
+    ) -> None:
+        self._connector = connector
+        self._loop = loop
+        self._prepare = prepare
         self._connection: Connection = None
         self._used_at = 0.0
-        self._turn = 0  # which of several hosts is asked first
+        self._hosts_tried = 0
 
-    async def run(self, work: Callable[[Bounded], Awaitable[T]]) -> T:
-        """Do `work` on the connection; where that is lost, again on a new one, for as long as may be waited.
+    @property
+    def is_connected(self) -> bool:
+        """Whether it has a connection, as far as it knows."""
+        return self._connection is not None
+
+    async def run(self, work: Work[T]) -> T:
+        """Do `work` on the connection; where that is lost, again on a new one, for as long as the call may wait.
 
         Raises:
-            Lost: no connection could do it in time, or none can be made.
+            GaveUp: no connection could do it in time, or none can be made.
         """
-        now, wait_s = self._pool.loop.time, self._pool.database.busy_timeout_s
-        deadline, limit_s = now() + wait_s, wait_s + ANSWER_S
-        has_failed = in_doubt = False
-        pause_s, longest_pause_s = PAUSES_S
+        retries = Retries(self._loop.time(), self._connector.busy_timeout_s)
         while True:
-            self.is_sent = is_connected = False
+            connection: BoundedConnection | None = None
             try:
-                connection = await self._connected(deadline - now(), limit_s)
-                is_connected = True
+                connection = await self._connected(retries)
                 result = await work(connection)
             except Exception as error:
-                lost = is_lost(error, self._connection)
-                in_doubt = in_doubt or (lost and self.is_sent and sqlstate(error) != READ_ONLY)
-                await self._let_go(is_lost=lost)
-                is_passing = lost or in_doubt or sqlstate(error) in REPEATABLE
-                if is_connected and not is_passing:
+                failure = self._failure(error, connection)
+                await self._after_attempt(is_lost=failure.is_connection_lost)
+                decision = retries.decide(failure, self._loop.time())
+                if decision is Decision.RAISE:
                     raise
-                if is_connected and not has_failed:
-                    has_failed, deadline = True, now() + wait_s
-                if now() >= deadline or not is_passing or self._is_nowhere(error):
-                    raise Lost(error, in_doubt=in_doubt) from error
-                if not is_connected and isinstance(error, asyncio.TimeoutError):
-                    self._turn += 1
-                if has_failed:
-                    limit_s = min(limit_s, max(1.0, deadline - now()))
-                await asyncio.sleep(pause_s)
-                pause_s = min(2 * pause_s, longest_pause_s)
+                if decision is Decision.GIVE_UP:
+                    raise GaveUp(error, in_doubt=retries.in_doubt) from error
+                if connection is None and isinstance(error, TimeoutError):
+                    self._hosts_tried += 1
+                await asyncio.sleep(retries.next_pause_s())
             else:
-                self._used_at = now()
-                await self._let_go(is_lost=False)
+                self._used_at = self._loop.time()
+                await self._after_attempt(is_lost=False)
                 return result
 
-    def _is_nowhere(self, error: Exception) -> bool:
-        """Whether nothing has ever answered at the address, so that waiting is in vain."""
-        passes = (asyncio.TimeoutError, ConnectionAbortedError)  # the first has waited, the second is our own
-        return not self._pool.has_connected and isinstance(error, OSError) and not isinstance(error, passes)
-
     async def close(self) -> None:
-        """Close its connection, if it has one, or give it back."""
-        if self._pool.database.given is not None:
-            await self._let_go(is_lost=False)
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            with suppress(ConnectionAbortedError):  # the end of the event loop has ended the connection, too
-                await in_plain_task(end(connection))
+        """Close its connection, if it has one."""
+        await self._give_back(is_lost=False)
 
     def abandon(self) -> None:
-        """Hang up on the server, and forget the connection, whose event loop is gone."""
+        """Hang up on the server, and forget the connection, whose event loop is closed."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            # Python closes the socket when it collects it, which may be much later.
-            with suppress(OSError, TypeError):  # uvloop has closed its sockets with the loop, and says so by TypeError
-                socket_of(connection).shutdown(socket.SHUT_RDWR)
+            hang_up(connection)
 
-    async def _connected(self, wait_s: float, limit_s: float) -> Bounded:
-        pool, database = self._pool, self._pool.database
-        if self._connection is not None and pool.loop.time() - self._used_at > IDLE_S:
+    async def _connected(self, retries: Retries) -> BoundedConnection:
+        if self._connection is not None and self._loop.time() - self._used_at > MAX_IDLE_S:
             await self.close()
         if self._connection is None:
-            if database.given is not None:
-                connecting = database.given.acquire(timeout=max(wait_s, 1.0))
-            else:
-                dsn, hosts = rotated(database.dsn, self._turn)
-                # asyncpg's limit is for all hosts together: one that is silent must leave time for the others.
-                connecting = asyncpg.connect(
-                    dsn, timeout=max(wait_s / hosts, 1.0), statement_cache_size=database.statement_cache_size
-                )
-            await in_plain_task(self._keep(connecting))
-            if database.given is None:
-                made.add(self._connection)
-                await pool.close_with_loop()
-            self._used_at = pool.loop.time()
-            pool.has_connected = True
-        connection = Bounded(self._connection, limit_s)
-        if self._prepares:
-            await pool.prepare(connection)
+            await in_own_task(self._connect(retries.left_s(self._loop.time())))
+            self._used_at = self._loop.time()
+            self._connector.has_connected = True
+        connection = BoundedConnection(self._connection, retries.statement_limit_s)
+        if self._prepare is not None:
+            await self._prepare(connection)
         return connection
 
-    async def _keep(self, connecting: Awaitable[Connection]) -> None:
-        self._connection = await connecting  # here, because who waits for it may be cancelled meanwhile
+    async def _connect(self, timeout_s: float) -> None:
+        # Stored by the task that connects: whoever waits for it may be cancelled meanwhile.
+        self._connection = await self._connector.connect(timeout_s, self._hosts_tried)
 
-    async def _let_go(self, *, is_lost: bool) -> None:
-        connection = self._connection
-        if connection is None or not (is_lost or self._pool.database.given is not None):
+    def _failure(self, error: Exception, connection: BoundedConnection | None) -> Failure:
+        is_lost = self._is_lost(error)
+        return Failure(
+            # agentmem's own errors come from a look at the tables.
+            had_connection=connection is not None or isinstance(error, AgentMemError),
+            is_connection_lost=is_lost,
+            is_rolled_back=sqlstate_of(error) in ROLLED_BACK_STATES,
+            may_be_committed=connection is not None
+            and connection.commit_sent
+            and is_lost
+            and sqlstate_of(error) != READ_ONLY,
+            is_unreachable=self._is_unreachable(error),
+        )
+
+    def _is_lost(self, error: Exception) -> bool:
+        if isinstance(error, (AgentMemError, ReadingFailed)):
+            return False  # it is not about the connection
+        return may_succeed_elsewhere(error) or (self._connection is not None and is_closed(self._connection))
+
+    def _is_unreachable(self, error: Exception) -> bool:
+        has_waited = isinstance(error, TimeoutError)
+        is_ours = isinstance(error, ConnectionAbortedError)  # of in_own_task()
+        return not self._connector.has_connected and isinstance(error, OSError) and not has_waited and not is_ours
+
+    async def _after_attempt(self, *, is_lost: bool) -> None:
+        if is_lost or not self._connector.are_kept:
+            await self._give_back(is_lost=is_lost)
+
+    async def _give_back(self, *, is_lost: bool) -> None:
+        connection, self._connection = self._connection, None
+        if connection is None:
             return
-        self._connection = None
-        try:
-            if is_lost:
-                connection.terminate()
-            if self._pool.database.given is not None:
-                await in_plain_task(self._pool.database.given.release(connection))
-        except Exception:  # noqa: S110  the pool has ended what it could not take back; what was done is done
-            pass
+        if is_lost:
+            terminate(connection)  # here, because the end of the event loop may cancel the task before it begins
+        with suppress(ConnectionAbortedError):  # the end of the event loop has ended the connection, too
+            await in_own_task(self._connector.give_back(connection))

@@ -1,4 +1,4 @@
-"""URLs of PostgreSQL databases: what is in them, and which database they lead to."""
+"""PostgreSQL URLs: agentmem's own options, the password, the hosts, and which database a URL leads to."""
 
 from __future__ import annotations
 
@@ -6,70 +6,67 @@ import re
 from collections.abc import Hashable
 from urllib.parse import parse_qsl, urlsplit
 
+OWN_OPTIONS = ("schema", "statement_cache_size")
+"""The options of a URL that are agentmem's. asyncpg would take them for settings of the server."""
 
-def split(url: str) -> tuple[str, dict[str, str]]:
-    """The URL for asyncpg, which would take agentmem's own options for the server's; and those.
+
+def split_options(url: str) -> tuple[str, dict[str, str]]:
+    """Take agentmem's own options out of a URL.
+
+    Returns:
+        The URL without them, for asyncpg; and the options.
 
     Raises:
-        ValueError: it is no URL that asyncpg would take.
+        ValueError: asyncpg would not take the URL.
     """
-    before, mark, query = url.partition("?")
-    _check_ports(before)
+    base, mark, query = url.partition("?")
+    _check_ports(base)
     options: dict[str, str] = {}
     rest: list[str] = []
     for option in query.split("&") if query else []:
         if not re.match("[^=]+=", option):
             raise ValueError(f"the options of {without_password(url)} are name=value, joined by &")
         ((name, value),) = parse_qsl(option, keep_blank_values=True)
-        if name in ("schema", "statement_cache_size"):
+        if name in OWN_OPTIONS:
             options[name] = value
         else:
             rest.append(option)
-    return before + (mark + "&".join(rest) if rest else ""), options
+    return base + (mark + "&".join(rest) if rest else ""), options
+
+
+def without_password(url: str) -> str:
+    """The URL for messages: without its password and its options."""
+    scheme, _, rest = url.partition("?")[0].partition("://")
+    user, at, location = rest.rpartition("@")  # the last one: a character that was not escaped is the password's
+    return f"{scheme}://{user.partition(':')[0]}{at}{location}"
+
+
+def rotate_hosts(url: str, by: int) -> tuple[str, int]:
+    """The URL with its hosts rotated by so many places, so that another one is tried first; and how many it has."""
+    scheme, mark, rest = url.partition("://")
+    authority = re.match("[^/?]*", rest)
+    assert authority is not None
+    user, at, hosts = authority[0].rpartition("@")
+    names = hosts.split(",")
+    first = by % len(names)
+    rotated = ",".join(names[first:] + names[:first])
+    return f"{scheme}{mark}{user}{at}{rotated}{rest[authority.end() :]}", len(names)
+
+
+def address(url: str) -> Hashable:
+    """Which database a URL leads to: equal for URLs that only connect to it in different ways. Holds no password."""
+    parts = urlsplit(url)
+    user, _, hosts = parts.netloc.rpartition("@")
+    options = sorted(pair for pair in parse_qsl(parts.query) if pair[0] in ("host", "port", "database", "dbname"))
+    return (hosts, parts.path.strip("/") or user.partition(":")[0], *options)  # PostgreSQL's default: the user's name
 
 
 def _check_ports(url: str) -> None:
     for host in urlsplit(url).netloc.rpartition("@")[2].split(","):
         port = host.rpartition("]")[2].partition(":")[2]
         if port and not (re.fullmatch("[0-9]{1,5}", port) and int(port) < 2**16):
-            # Without a word of it: it may be a piece of a password.
+            # The message does not quote the port: it may be a piece of a password.
             raise ValueError(
                 "a port in the URL is no number below 65536; in the user and the password, "
                 "write / ? # @ : % as %2F %3F %23 %40 %3A %25"
             )
-
-
-def checked_schema(schema: object) -> str:
-    """`schema`, if it can be the name of one; else a TypeError or a ValueError."""
-    if not isinstance(schema, str):
-        raise TypeError(f"schema is a str, got {schema!r}")
-    # A longer one PostgreSQL would cut.
-    if re.search("[\0\ud800-\udfff]", schema) or not 1 <= len(schema.encode()) <= 63:
-        raise ValueError(f"schema is a name of 1 to 63 bytes in UTF-8, got {schema!r}")
-    return schema
-
-
-def without_password(dsn: str) -> str:
-    """The URL for messages: without its password and its options."""
-    scheme, _, rest = dsn.partition("?")[0].partition("://")
-    user, at, where = rest.rpartition("@")  # the last one: what should have been escaped belongs to the password
-    return f"{scheme}://{user.partition(':')[0]}{at}{where}"
-
-
-def rotated(dsn: str, turn: int) -> tuple[str, int]:
-    """The URL with another of its hosts first, and how many it has."""
-    scheme, mark, rest = dsn.partition("://")
-    where = re.match("[^/?]*", rest)
-    assert where is not None
-    user, at, hosts = where[0].rpartition("@")
-    names = hosts.split(",")
-    first = turn % len(names)
-    return f"{scheme}{mark}{user}{at}{','.join(names[first:] + names[:first])}{rest[where.end() :]}", len(names)
-
-
-def address(dsn: str) -> Hashable:
-    """Where the database is: equal for URLs that differ in how they connect to it, and without a password."""
-    parts = urlsplit(dsn)
-    user, _, hosts = parts.netloc.rpartition("@")
-    options = sorted(pair for pair in parse_qsl(parts.query) if pair[0] in ("host", "port", "database", "dbname"))
-    return (hosts, parts.path.strip("/") or user.partition(":")[0], *options)  # the user's name is the default

@@ -12,7 +12,7 @@ from postgres_server import PostgresServer
 from tcp_proxy import TcpProxy
 
 from agentmem import AsyncSessionStore, SessionSettings
-from agentmem.engines.postgres import engine, pool
+from agentmem.engines.postgres import engine, pool, writes
 from agentmem.errors import StorageError
 from agentmem.items import Item
 
@@ -50,7 +50,7 @@ def _waits(server: PostgresServer) -> bool:
 async def test_however_many_sessions_are_held_each_write_to_another_is_served_meanwhile(
     postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pool, "LOCK_S", 0.01)
+    monkeypatch.setattr(writes, "LOCK_TIMEOUT_S", 0.01)
     names = [f"held {number}" for number in range(40)]
     async with AsyncSessionStore(postgres.url, busy_timeout_s=60) as store:
         await asyncio.gather(*(store.session(name).add_items([ONE]) for name in [*names, "free"]))
@@ -68,7 +68,7 @@ async def test_however_many_sessions_are_held_each_write_to_another_is_served_me
 async def test_long_items_of_many_sessions_go_in_several_statements_and_are_all_there(
     postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pool, "GROUP_BYTES", 100_000)
+    monkeypatch.setattr(pool, "MAX_GROUP_BYTES", 100_000)
     long: Item = {"content": "x" * 60_000}
     async with AsyncSessionStore(postgres.url) as store:
         await store.open()
@@ -82,7 +82,7 @@ async def test_long_items_of_many_sessions_go_in_several_statements_and_are_all_
 async def test_what_is_more_than_postgresql_takes_at_once_is_refused_by_name_and_nothing_is_sent(
     postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "MOST_BYTES", 1_000_000)
+    monkeypatch.setattr(engine, "MAX_APPEND_BYTES", 1_000_000)
     async with AsyncSessionStore(postgres.url) as store:
         large = store.session("large").add_items([{"content": "é" * 300_000}] * 2)
         small = store.session("small").add_items([ONE])

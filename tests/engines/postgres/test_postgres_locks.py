@@ -134,7 +134,7 @@ async def test_a_write_that_finds_its_session_cleared_by_who_held_it_finds_nothi
 async def test_writes_that_came_together_to_a_held_session_keep_their_order_whenever_it_is_let_go(
     postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agentmem.engines.postgres.pool.LOCK_S", 0.001)
+    monkeypatch.setattr("agentmem.engines.postgres.writes.LOCK_TIMEOUT_S", 0.001)
     async with AsyncSessionStore(postgres.url, busy_timeout_s=60) as store:
         held = store.session("user_123")
         await held.add_items(numbered(0))
@@ -151,7 +151,7 @@ async def test_engines_that_write_to_the_same_sessions_in_any_order_never_wait_f
     postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A shorter one would end a circle before it is found.
-    monkeypatch.setattr("agentmem.engines.postgres.pool.LOCK_S", 60)
+    monkeypatch.setattr("agentmem.engines.postgres.writes.LOCK_TIMEOUT_S", 60)
     names = [f"{'ABab'[number % 4]}é{number}" for number in range(40)]  # sorted otherwise by many a collation
     before = postgres.log().count("deadlock")
     # Another busy_timeout_s each: they share no pool.
@@ -181,7 +181,7 @@ async def test_engines_that_write_to_the_same_sessions_in_any_order_never_wait_f
 async def test_batches_that_wait_in_the_middle_of_their_sessions_hold_none_that_the_other_waits_for(
     postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch, first: str, second: str
 ) -> None:
-    monkeypatch.setattr("agentmem.engines.postgres.pool.LOCK_S", 60)
+    monkeypatch.setattr("agentmem.engines.postgres.writes.LOCK_TIMEOUT_S", 60)
     before = postgres.log().count("deadlock")
     names = ["a", "b", "m", "y", "z"]
     async with (
