@@ -267,10 +267,10 @@ async def test_where_nothing_was_ever_stored_is_an_error_and_nothing_is_made(
 ) -> None:
     database.sql(there)
     before = database.sql("SELECT nspname FROM pg_namespace; SELECT count(*) FROM pg_class")
-    store = AsyncSessionStore(database.url)
+    engine = open_engine(database.url)
     with pytest.raises(StorageError, match=r"holds no sessions of agentmem's; check the URL and the schema"):
-        await (store.check() if call == "check" else store._engine.sessions(None, 10))
-    await store.close()
+        await (engine.check() if call == "check" else engine.sessions(None, 10))
+    await engine.close()
     assert database.sql("SELECT nspname FROM pg_namespace; SELECT count(*) FROM pg_class") == before
 
 

@@ -12,9 +12,13 @@ from postgres_server import PostgresServer
 from tcp_proxy import TcpProxy
 
 from agentmem import AsyncSessionStore, SessionSettings
-from agentmem.engines.postgres import engine, pool, writes
+from agentmem.engines import open_engine
 from agentmem.errors import StorageError
 from agentmem.items import Item
+
+pytest.importorskip("asyncpg", reason="asyncpg is not installed")
+
+from agentmem.engines.postgres import engine, pool, writes
 
 pytestmark = pytest.mark.anyio
 
@@ -103,7 +107,9 @@ async def test_what_counts_tokens_fails_with_its_own_error_and_at_once(postgres:
     async with AsyncSessionStore(postgres.url, busy_timeout_s=60) as store:
         session = store.session("user_123", settings=settings)
         await session.add_items([ONE])
-        await store._engine.append("user_123", ["no JSON"])  # so that the items are read one by one
+        other = open_engine(postgres.url)
+        await other.append("user_123", ["no JSON"])  # so that the items are read one by one
+        await other.close()
         with pytest.raises(ConnectionError, match=r"^the tokenizer is down$"):
             await session.get_items()
     assert len(calls) == 1
