@@ -16,7 +16,7 @@ from ..pools import close_unused
 from .check import check
 from .connection import BoundedConnection, loop_of
 from .database import checked_database
-from .errors import cause_of, map_error
+from .errors import ReadingFailed, cause_of, map_error
 from .lane import Work
 from .pool import Pool, leases
 from .reads import MAX_INLINE_BYTES, SLICE_BYTES, Joined, Query, ReadNewest
@@ -29,6 +29,11 @@ MAX_APPEND_BYTES = 900_000_000
 
 ROW_OVERHEAD_BYTES = 32
 """What a row adds to the message of an append beside its text and its session's id, at most."""
+
+
+_ON_ANOTHER_LOOP = (
+    "an asyncpg pool is used on the event loop that made it, which the sync classes do not run on; give them a URL"
+)
 
 
 class PostgresEngine(Engine):
@@ -136,10 +141,7 @@ class PostgresEngine(Engine):
             if self._leases.are_inherited():
                 raise StorageError("an asyncpg pool stays in the process that made it; make one in the child")
             if loop_of(callers_pool) not in (None, asyncio.get_running_loop()):
-                raise StorageError(
-                    "an asyncpg pool is used on the event loop that made it, which the sync classes do not run on; "
-                    "give them a URL"
-                )
+                raise StorageError(_ON_ANOTHER_LOOP)
         return self._leases.take()
 
     def _refuse_closed(self) -> None:
@@ -176,7 +178,11 @@ class PostgresEngine(Engine):
 
     def _mapped(self, error: BaseException, session_id: str | None = None) -> BaseException:
         """agentmem's error for the driver's; any other is returned as it is."""
-        return map_error(error, self.name, session_id)
+        mapped = map_error(error, self.name, session_id)
+        is_asyncios = type(mapped) is RuntimeError and not isinstance(error, ReadingFailed)
+        if is_asyncios and self._database.callers_pool is not None:  # and loop_of() has not told
+            return StorageError(f"{self.name}: {_ON_ANOTHER_LOOP}")
+        return mapped
 
 
 async def _feed_joined(pool: Pool, reading: Reading[Any], joined: Joined) -> bool:
