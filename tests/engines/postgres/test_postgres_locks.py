@@ -14,6 +14,10 @@ from agentmem import AsyncSessionStore
 from agentmem.errors import StorageBusyError
 from agentmem.items import Item
 
+pytest.importorskip("asyncpg", reason="asyncpg is not installed")
+
+from agentmem.engines.postgres.pool import PoolCounts, pools
+
 pytestmark = pytest.mark.anyio
 
 AFTER: dict[str, list[Item]] = {"append": [{"number": 0}, {"number": 1}], "pop": [], "clear": []}
@@ -98,6 +102,27 @@ async def test_what_is_asked_of_a_held_session_is_done_in_that_order_and_what_is
         await asyncio.gather(*calls)
         assert done == list(range(1, 20))
     assert all_stored(postgres) == {"held": numbered(12, 13, 14, 16, 17, 18, 19), "free": numbered(*range(1, 20))}
+
+
+async def test_a_pool_says_what_it_holds_and_what_waits_for_held_sessions(postgres: PostgresServer) -> None:
+    async with AsyncSessionStore(postgres.url, busy_timeout_s=60) as store:
+        (pool,) = pools.all()
+        await until(lambda: pool.counts().running == 0)
+        assert pool.counts() == PoolCounts(writers=0, readers=1, running=0, held_sessions=0, held_writes=0)
+        await asyncio.gather(*(store.session(name).add_items(numbered(0)) for name in ("a", "b")))
+        async with locked(postgres, ["a", "b"]):
+            calls = [asyncio.create_task(store.session(name).add_items(numbered(1))) for name in ("a", "b", "a")]
+            await until(lambda: pool.counts().held_writes == 3)
+            assert pool.counts().held_sessions == 2
+            assert "3 writes wait for 2 held sessions" in repr(pool)
+            assert f"<Pool on {store.name}: " in repr(pool)
+        await asyncio.gather(*calls)
+        await until(lambda: pool.counts().running == 0)
+        counts = pool.counts()
+        assert (counts.held_sessions, counts.held_writes) == (0, 0)
+        assert 2 <= counts.writers <= 3
+    assert pools.all() == []
+    assert (pool.counts().writers, pool.counts().readers) == (0, 0)
 
 
 async def test_writes_of_a_held_session_all_fail_once_the_first_of_them_may_wait_no_longer(

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-pytest.importorskip("asyncpg", reason="asyncpg is not installed")
-
 from agentmem.engines.postgres.retry import (
     ANSWER_TIMEOUT_S,
     FIRST_PAUSE_S,
