@@ -1,26 +1,29 @@
-"""Sessions in PostgreSQL, or in a database that speaks its protocol, through asyncpg."""
+"""Sessions in PostgreSQL, or in a database that speaks its protocol, through asyncpg.
+
+The way of a call: this engine makes an operation of it (``writes``, ``reads``), which waits in the pool's queue
+(``batching``); the pool has a batch carried out on a connection (``lane``), again on a new one where that is lost
+(``retry``). A write that meets a session which another connection holds is set aside (``held``).
+"""
 
 from __future__ import annotations
 
 import asyncio
 import os
 from collections.abc import Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
-from ...cancellation import despite_cancellation
 from ...checking import CheckReport, Progress
-from ...errors import SessionClosedError, StorageError
-from ..base import Engine, Reading
-from ..batching import Job
-from ..pools import close_unused
+from ...errors import StorageError
+from ..base import Reading
+from ..pooled import PooledEngine
 from .check import check
 from .connection import BoundedConnection, loop_of
 from .database import checked_database
-from .errors import ReadingFailed, cause_of, map_error
+from .errors import ReadingFailed, map_error
 from .lane import Work
 from .pool import Pool, leases
 from .reads import MAX_INLINE_BYTES, SLICE_BYTES, Joined, Query, ReadNewest
-from .writes import Append, Clear, Pop
+from .writes import Append, Clear, Pop, Write
 
 T = TypeVar("T")
 
@@ -30,13 +33,12 @@ MAX_APPEND_BYTES = 900_000_000
 ROW_OVERHEAD_BYTES = 32
 """What a row adds to the message of an append beside its text and its session's id, at most."""
 
-
 _ON_ANOTHER_LOOP = (
     "an asyncpg pool is used on the event loop that made it, which the sync classes do not run on; give them a URL"
 )
 
 
-class PostgresEngine(Engine):
+class PostgresEngine(PooledEngine[Pool]):
     """Sessions in one schema of a PostgreSQL database, through the event loop's pool for it.
 
     Args:
@@ -65,56 +67,49 @@ class PostgresEngine(Engine):
         self._database = checked_database(
             db, schema=schema, busy_timeout_s=busy_timeout_s, statement_cache_size=statement_cache_size
         )
-        self.name, self.key = self._database.name, self._database.key
-        self._leases = leases(self._database)
-        self._closed = False
+        super().__init__(self._database.name, self._database.key, leases(self._database))
 
-    async def open(self) -> None:
-        pool = self._pool()
-        try:
-            await pool.open()
-        except BaseException as error:
-            await self._leases.let_go(pool)  # a later call leases again
-            if isinstance(error, Exception):
-                raise self._mapped(error) from cause_of(error)
-            raise
+    async def open_pool(self, pool: Pool) -> None:
+        await pool.open()
 
     async def append(self, session_id: str, rows: Sequence[str]) -> None:
-        pool = self._pool()
+        self.refuse_closed()
         self._refuse_too_long(session_id, rows)
         if rows:
-            self._outcome(await pool.writes.submit(Append(session_id, rows)))
+            await self._write(Append(session_id, rows))
 
     async def read(self, session_id: str, reading: Reading[T]) -> T:
-        pool = self._pool()
+        pool = self.pool()
         if reading.first:
-            joined = self._outcome(await pool.newest.submit(ReadNewest(session_id, reading.first)))
+            joined = await self.submit(pool.newest, ReadNewest(session_id, reading.first), session_id)
             if joined is None or not await _feed_joined(pool, reading, joined):
                 await self._read_slices(pool, session_id, reading)
         return reading.result()
 
     async def pop(self, session_id: str, reading: Reading[T]) -> T:
-        return cast(T, self._outcome(await self._pool().writes.submit(Pop(session_id, reading))))
+        return cast(T, await self._write(Pop(session_id, reading)))
 
     async def clear(self, session_id: str) -> None:
-        self._outcome(await self._pool().writes.submit(Clear(session_id)))
+        await self._write(Clear(session_id))
 
     async def sessions(self, after: str | None, most: int) -> list[tuple[str, int]]:
-        pool = self._pool()
+        pool = self.pool()
         if after is None:
             await self._on_own_connection(pool, pool.schema.require_tables)  # the pool's own would create the tables
         sql = pool.statements.sessions
-        query = Query(None, lambda connection: connection.fetch(sql, after or "", most))
-        return [(session_id, length) for session_id, length in self._outcome(await pool.queries.submit(query))]
+        found = await self._query(pool, None, lambda connection: connection.fetch(sql, after or "", most))
+        return [(session_id, length) for session_id, length in found]
 
     async def rows(self, session_id: str, start: int, most: int) -> list[tuple[int, bytes]]:
-        pool = self._pool()
+        pool = self.pool()
         sql = pool.statements.rows_from
-        query = Query(session_id, lambda connection: connection.fetch(sql, session_id, start, most, SLICE_BYTES))
-        return [(position, text) for position, text in self._outcome(await pool.queries.submit(query))]
+        found = await self._query(
+            pool, session_id, lambda connection: connection.fetch(sql, session_id, start, most, SLICE_BYTES)
+        )
+        return [(position, text) for position, text in found]
 
     async def check(self, progress: Progress | None = None) -> CheckReport:
-        pool = self._pool()
+        pool = self.pool()
 
         async def work(connection: BoundedConnection) -> CheckReport:
             await pool.schema.require_tables(connection)
@@ -123,30 +118,31 @@ class PostgresEngine(Engine):
         return await self._on_own_connection(pool, work)
 
     async def backup(self, path: str | os.PathLike[str]) -> None:
-        self._refuse_closed()
+        self.refuse_closed()
         raise StorageError(
             f"{self.name}: back it up with pg_dump; agentmem copy SOURCE TARGET makes a file of its sessions"
         )
 
-    async def close(self) -> None:
-        self._closed = True
-        if unused := self._leases.give_back():
-            await despite_cancellation(_close_all(unused))
-
-    def _pool(self) -> Pool:
-        """This engine's pool on the running event loop."""
-        self._refuse_closed()
+    def refuse_other_process(self) -> None:
+        """Raise StorageError where the caller's pool stayed in another process, or on another event loop."""
         callers_pool = self._database.callers_pool
-        if callers_pool is not None:
-            if self._leases.are_inherited():
-                raise StorageError("an asyncpg pool stays in the process that made it; make one in the child")
-            if loop_of(callers_pool) not in (None, asyncio.get_running_loop()):
-                raise StorageError(_ON_ANOTHER_LOOP)
-        return self._leases.take()
+        if callers_pool is None:
+            return
+        if self._leases.are_inherited():
+            raise StorageError("an asyncpg pool stays in the process that made it; make one in the child")
+        if loop_of(callers_pool) not in (None, asyncio.get_running_loop()):
+            raise StorageError(_ON_ANOTHER_LOOP)
 
-    def _refuse_closed(self) -> None:
-        if self._closed:
-            raise SessionClosedError(f"the store on {self.name} is closed; open a new one")
+    def map_error(self, error: BaseException, session_id: str | None = None) -> BaseException:
+        mapped = map_error(error, self.name, session_id)
+        if type(mapped) is RuntimeError and self._database.callers_pool is not None:
+            return StorageError(f"{self.name}: {_ON_ANOTHER_LOOP}")  # asyncio's error, where loop_of() has not told
+        return mapped
+
+    def raise_mapped(self, error: BaseException, session_id: str | None = None) -> NoReturn:
+        if isinstance(error, ReadingFailed):
+            raise error.error
+        super().raise_mapped(error, session_id)
 
     def _refuse_too_long(self, session_id: str, rows: Sequence[str]) -> None:
         if sum(map(len, rows)) <= MAX_APPEND_BYTES // 8:  # whatever characters they have: not worth counting
@@ -158,39 +154,27 @@ class PostgresEngine(Engine):
                 f"have {size_bytes} bytes; nothing was written, add fewer at a time"
             )
 
+    async def _write(self, operation: Write) -> object:
+        return await self.submit(self.pool().writes, operation, operation.session_id)
+
+    async def _query(self, pool: Pool, session_id: str | None, work: Work[Any]) -> Any:
+        return await self.submit(pool.queries, Query(work), session_id)
+
     async def _read_slices(self, pool: Pool, session_id: str, reading: Reading[Any]) -> None:
         async def feed(connection: BoundedConnection) -> None:
             async with connection.transaction("REPEATABLE READ READ ONLY"):
                 await pool.feeder.feed(connection, session_id, reading)
 
-        self._outcome(await pool.queries.submit(Query(session_id, feed)))
+        await self._query(pool, session_id, feed)
 
     async def _on_own_connection(self, pool: Pool, work: Work[T]) -> T:
         try:
             return await pool.on_own_connection(work)
         except Exception as error:
-            raise self._mapped(error) from cause_of(error)
-
-    def _outcome(self, job: Job[Any]) -> Any:
-        if job.error is None:
-            return job.result
-        raise self._mapped(job.error, job.work.session_id) from cause_of(job.error)
-
-    def _mapped(self, error: BaseException, session_id: str | None = None) -> BaseException:
-        """agentmem's error for the driver's; any other is returned as it is."""
-        mapped = map_error(error, self.name, session_id)
-        is_asyncios = type(mapped) is RuntimeError and not isinstance(error, ReadingFailed)
-        if is_asyncios and self._database.callers_pool is not None:  # and loop_of() has not told
-            return StorageError(f"{self.name}: {_ON_ANOTHER_LOOP}")
-        return mapped
+            self.raise_mapped(error)
 
 
 async def _feed_joined(pool: Pool, reading: Reading[Any], joined: Joined) -> bool:
     if reading.is_short and len(joined[0]) <= MAX_INLINE_BYTES:
         return reading.feed_joined(*joined)
     return await pool.feeder.in_thread(lambda: reading.feed_joined(*joined))
-
-
-async def _close_all(pools: Sequence[Pool]) -> None:
-    for pool in pools:
-        await close_unused(pool)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import asyncpg
 
-from ...errors import AgentMemError, StorageBusyError, StorageCorruptError, StorageError, StorageFullError
+from ...errors import StorageBusyError, StorageCorruptError, StorageError, StorageFullError
 
 
 class _Meaning(NamedTuple):
@@ -148,8 +148,6 @@ def map_error(error: BaseException, name: str, session_id: str | None = None) ->
     Args:
         name: of the database, for the message.
     """
-    if isinstance(error, ReadingFailed):
-        return error.error
     subject = name if session_id is None else f"session {session_id[:80]!r} in {name}"
     if isinstance(error, GaveUp):
         if error.in_doubt:
@@ -172,13 +170,6 @@ def map_error(error: BaseException, name: str, session_id: str | None = None) ->
     if isinstance(error, (asyncpg.InterfaceError, asyncpg.InternalClientError)):  # also where asyncpg refuses the URL
         return StorageError(f"{subject}: {error}; check the URL, or the pool")
     return error
-
-
-def cause_of(error: BaseException) -> BaseException | None:
-    """The ``__cause__`` of the error that :func:`map_error` gives for this one."""
-    if isinstance(error, ReadingFailed):
-        return error.error.__cause__
-    return error.__cause__ if isinstance(error, AgentMemError) else error
 
 
 def sqlstate_of(error: BaseException) -> str | None:

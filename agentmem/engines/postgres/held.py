@@ -16,7 +16,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..batching import Batcher, Job
+from ..batching import Batch, Batcher, Job
 from .errors import LOCK_NOT_AVAILABLE, GaveUp, sqlstate_of
 from .writes import Write, Writer
 
@@ -36,7 +36,7 @@ class HeldSessions:
 
     Args:
         writer: writes them, when their sessions are free.
-        batcher: the queue of their jobs.
+        batcher: is told of their outcomes.
         loop: the event loop on which all of it happens.
         start: starts the task that waits for the sessions.
     """
@@ -67,18 +67,23 @@ class HeldSessions:
         """How many writes wait for them."""
         return sum(map(len, self._waiting.values()))
 
-    def set_aside(self, jobs: Sequence[Job[Write]], deadline: float, error: Exception | None = None) -> None:
-        """Have these writes wait for their sessions.
+    def set_aside(
+        self, batch: Batch[Write], jobs: Sequence[Job[Write]], deadline: float, error: Exception | None = None
+    ) -> None:
+        """Take these writes out of their batch, and have them wait for their sessions.
 
         Args:
             error: what they met; None where earlier writes wait for the same sessions, for the error of those.
         """
-        self._batcher.detach(jobs)
+        if not jobs:
+            return
+        set_aside = set(jobs)
+        batch.jobs = [job for job in batch.jobs if job not in set_aside]
         is_running = bool(self._waiting)
         for job in jobs:
             queue = self._waiting.setdefault(job.work.session_id, deque())
             queue.append(_HeldWrite(job, deadline, error or queue[-1].error))
-        if jobs and not is_running:
+        if not is_running:
             self._start(self._wait_for_locks())
 
     async def _wait_for_locks(self) -> None:
@@ -129,7 +134,7 @@ class HeldSessions:
         job = queue.popleft().job
         if not queue:
             del self._waiting[session_id]
-        self._batcher.answer([job])
+        self._batcher.settle([job])
 
 
 async def held_sessions(writer: Writer, jobs: Sequence[Job[Write]]) -> set[str]:

@@ -11,14 +11,14 @@ Rules kept here:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Coroutine
 from dataclasses import dataclass
 from types import AsyncGeneratorType
 from typing import Any, TypeVar, cast
 
 from ...cancellation import UncancellableTask, despite_cancellation
 from ...lifecycle import when_program_ends
-from ..batching import Batcher, Done, Groups, Job
+from ..batching import Batch, Batcher, Groups, Job, Queue, QueueCounts
 from ..pools import Leases, LoopPool, Pools
 from .connection import BoundedConnection, in_own_task
 from .database import Database
@@ -28,9 +28,10 @@ from .lane import Lane, Work, connector_for
 from .reads import Feeder, Query, ReadNewest, read_newest
 from .schema import Schema
 from .statements import Statements
-from .writes import Write, Writer, group_key, size_bytes
+from .writes import Write, Writer, kind_of, size_bytes
 
 T = TypeVar("T")
+W = TypeVar("W")
 
 WRITERS = 3
 """Connections that write, at most: two, so that one can wait for a flush or a short lock, and one that is opened where
@@ -39,11 +40,11 @@ other connections hold sessions for longer."""
 READERS = 3
 """Connections that read, at most: one for the newest rows of any number of sessions, the others for larger reads."""
 
-MAX_WRITE_BATCH = 512
-"""Largest batch of writes; bounds how long the first of a batch waits for the last."""
+MAX_WRITES = 512
+"""The largest number of writes in a batch; bounds how long the first of them waits for the last."""
 
-MAX_READ_BATCH = 64
-"""Largest batch of reads, likewise."""
+MAX_READS = 64
+"""The largest number of reads of newest rows in a batch."""
 
 MAX_GROUP_BYTES = 8 * 1024 * 1024
 """Most bytes of rows in one statement of many appends: sending them takes the event loop some ms."""
@@ -55,14 +56,16 @@ class PoolCounts:
 
     Attributes:
         writers, readers: connections that are open.
-        running: batches and tasks that are under way.
-        held_sessions: sessions of other connections' that writes wait for.
-        held_writes: writes that wait for them.
+        writes, newest, queries: what waits and what is under way.
+        held_sessions: sessions that other connections hold.
+        held_writes: writes that wait for them; they are counted as under way, too.
     """
 
     writers: int
     readers: int
-    running: int
+    writes: QueueCounts
+    newest: QueueCounts
+    queries: QueueCounts
     held_sessions: int
     held_writes: int
 
@@ -81,17 +84,18 @@ class Pool(LoopPool):
         self.schema = Schema(database, self.statements)
         self.feeder = Feeder(self.statements, READERS)
         self.writes: Batcher[Write] = Batcher(
-            self._begin_writes, lanes=WRITERS - 1, most=MAX_WRITE_BATCH, key=lambda write: write.session_id
+            self._send_writes,
+            Queue(slots=WRITERS - 1, max_batch_size=MAX_WRITES, key=lambda write: write.session_id),
         )
-        self.newest: Batcher[ReadNewest] = Batcher(self._begin_newest, lanes=1, most=MAX_READ_BATCH)
-        self.queries: Batcher[Query] = Batcher(self._begin_query, lanes=READERS - 1, most=1)
+        self.newest: Batcher[ReadNewest] = Batcher(self._send_newest, Queue(slots=1, max_batch_size=MAX_READS))
+        self.queries: Batcher[Query] = Batcher(self._send_query, Queue(slots=READERS - 1, max_batch_size=1))
         self._database = database
         self._connector = connector_for(database)
         self._writers = [
             Writer(self._new_lane(), self.statements, self.feeder, database.busy_timeout_s) for _ in range(WRITERS)
         ]
         self._readers = [self._new_lane() for _ in range(READERS)]
-        self._held = HeldSessions(self._writers[-1], self.writes, loop, self._begin)
+        self._held = HeldSessions(self._writers[-1], self.writes, loop, self._start)
         self._opening = asyncio.Lock()
         self._is_open = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -99,9 +103,11 @@ class Pool(LoopPool):
 
     def __repr__(self) -> str:
         counts = self.counts()
+        queues = (counts.writes, counts.newest, counts.queries)
         return (
             f"<Pool on {self._database.name}: {counts.writers} of {WRITERS} writers and {counts.readers} of {READERS} "
-            f"readers connected, {counts.running} running, {counts.held_writes} writes wait for "
+            f"readers connected, {sum(queue.waiting for queue in queues)} calls waiting, "
+            f"{sum(queue.under_way for queue in queues)} under way, {counts.held_writes} of them for "
             f"{counts.held_sessions} held sessions>"
         )
 
@@ -110,7 +116,9 @@ class Pool(LoopPool):
         return PoolCounts(
             writers=sum(writer.lane.is_connected for writer in self._writers),
             readers=sum(lane.is_connected for lane in self._readers),
-            running=len(self._tasks),
+            writes=self.writes.counts(),
+            newest=self.newest.counts(),
+            queries=self.queries.counts(),
             held_sessions=self._held.session_count,
             held_writes=self._held.write_count,
         )
@@ -186,68 +194,71 @@ class Pool(LoopPool):
 
     # Batches
 
-    def _begin(self, work: Coroutine[Any, Any, None], done: Done = lambda error: None) -> None:
-        """Run a batch in a task of its own; `done` is called at its end, with what failed all of it."""
+    def _send_writes(self, batch: Batch[Write]) -> None:
+        self._start(self._carry_out(self.writes, batch, self._write(self._writers[batch.slot], batch)))
 
-        async def run() -> None:
-            try:
-                await work
-            except BaseException as error:
-                done(error)
-                if not isinstance(error, Exception):
-                    raise
-            else:
-                done(None)
+    def _send_newest(self, batch: Batch[ReadNewest]) -> None:
+        self._start(self._carry_out(self.newest, batch, self._read_newest(self._readers[0], batch)))
 
-        task = UncancellableTask(run(), loop=self.loop)
+    def _send_query(self, batch: Batch[Query]) -> None:
+        self._start(self._carry_out(self.queries, batch, self._query(self._readers[1 + batch.slot], batch)))
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = UncancellableTask(work, loop=self.loop)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _begin_writes(self, lane: int, jobs: list[Job[Write]], done: Done) -> None:
-        self._begin(self._write(self._writers[lane], jobs), done)
-
-    def _begin_newest(self, lane: int, jobs: list[Job[ReadNewest]], done: Done) -> None:
-        self._begin(self._read_newest(self._readers[0], jobs), done)
-
-    def _begin_query(self, lane: int, jobs: list[Job[Query]], done: Done) -> None:
-        self._begin(self._query(self._readers[1 + lane], jobs[0]), done)
-
-    async def _write(self, writer: Writer, jobs: list[Job[Write]]) -> None:
-        deadline = self.loop.time() + self._database.busy_timeout_s
-        groups = Groups(jobs, group_key, size=size_bytes, most=MAX_GROUP_BYTES)
-        for group in groups:
-            self._held.set_aside([job for job in group if job.work.session_id in self._held], deadline)
-            ready = [job for job in group if job.work.session_id not in self._held]
-            if ready:
-                await self._write_group(writer, groups, ready, deadline)
-
-    async def _write_group(
-        self, writer: Writer, groups: Groups[Write], group: list[Job[Write]], deadline: float
-    ) -> None:
+    async def _carry_out(self, batcher: Batcher[W], batch: Batch[W], work: Awaitable[None]) -> None:
         try:
-            groups.succeeded(group, await writer.write([job.work for job in group]))
-        except GaveUp as error:
-            for job in group:
-                job.error = error
-            # The other groups would wait as long in vain. Nothing of them was sent, so they are not in doubt.
-            groups.failed_for_all([], GaveUp(error.error, in_doubt=False))
-        except Exception as error:
-            held: set[str] = set()
-            if sqlstate_of(error) == LOCK_NOT_AVAILABLE:
-                held = await held_sessions(writer, group)
-            if held:
-                self._held.set_aside([job for job in group if job.work.session_id in held], deadline, error)
-                groups.again([job for job in group if job.work.session_id not in held])
-            else:  # a session that another connection is just creating is not seen as held
-                groups.failed(group, error)
+            await work
+        except BaseException as error:
+            batcher.fail(batch, error)
+            if not isinstance(error, Exception):
+                raise
+        else:
+            batcher.finish(batch)
 
-    async def _read_newest(self, lane: Lane, jobs: list[Job[ReadNewest]]) -> None:
-        results = await read_newest(lane, self.statements, [job.work for job in jobs])
-        for job, result in zip(jobs, results, strict=True):
+    async def _write(self, writer: Writer, batch: Batch[Write]) -> None:
+        deadline = self.loop.time() + self._database.busy_timeout_s
+        groups = Groups(batch.jobs, kind_of, size_of=size_bytes, max_size=MAX_GROUP_BYTES)
+        for group in groups:
+            self._held.set_aside(batch, [job for job in group if job.work.session_id in self._held], deadline)
+            ready = [job for job in group if job.work.session_id not in self._held]
+            if not ready:
+                continue
+            try:
+                results = await writer.write([job.work for job in ready])
+            except GaveUp as error:
+                self._give_up(groups, ready, error)
+            except Exception as error:
+                is_held = sqlstate_of(error) == LOCK_NOT_AVAILABLE
+                held = await held_sessions(writer, ready) if is_held else set[str]()
+                if held:
+                    self._held.set_aside(batch, [job for job in ready if job.work.session_id in held], deadline, error)
+                    groups.again([job for job in ready if job.work.session_id not in held])
+                elif groups.failed(ready, error):
+                    self.writes.settle(ready)
+            else:
+                groups.succeeded(ready, results)
+                self.writes.settle(ready)
+
+    def _give_up(self, groups: Groups[Write], group: list[Job[Write]], error: GaveUp) -> None:
+        """Let the group fail, and all that is left: it would wait as long in vain."""
+        left = groups.failed_for_all([], GaveUp(error.error, in_doubt=False))  # nothing of these was sent
+        for job in group:
+            job.error = error
+        self.writes.settle([*group, *left])
+
+    async def _read_newest(self, lane: Lane, batch: Batch[ReadNewest]) -> None:
+        results = await read_newest(lane, self.statements, [job.work for job in batch.jobs])
+        for job, result in zip(batch.jobs, results, strict=True):
             job.result = result
+        self.newest.settle(batch.jobs)
 
-    async def _query(self, lane: Lane, job: Job[Query]) -> None:
+    async def _query(self, lane: Lane, batch: Batch[Query]) -> None:
+        (job,) = batch.jobs
         job.result = await lane.run(job.work.run)
+        self.queries.settle(batch.jobs)
 
 
 pools: Pools[Pool] = Pools()

@@ -9,7 +9,7 @@ Rules kept here:
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -21,7 +21,7 @@ from anyio.to_thread import run_sync
 from ..base import Reading
 from .connection import BoundedConnection
 from .errors import ReadingFailed
-from .lane import Lane
+from .lane import Lane, Work
 from .statements import LAST_POSITION, Statements, array
 
 T = TypeVar("T")
@@ -49,10 +49,9 @@ class ReadNewest:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """Read by any statements; of no session in particular where `session_id` is None."""
+    """Read by any statements."""
 
-    session_id: str | None
-    run: Callable[[BoundedConnection], Awaitable[object]]
+    run: Work[object]
 
 
 async def read_newest(lane: Lane, statements: Statements, wanted: Sequence[ReadNewest]) -> list[Joined | None]:

@@ -65,7 +65,7 @@ Claim = tuple[str, str, UUID, int]
 """The values of the ``claim`` statement: two time limits, the writer, and the transaction's number."""
 
 
-def group_key(write: Write) -> str | None:
+def kind_of(write: Write) -> str | None:
     """Equal for writes that can share a transaction; None for one that cannot."""
     return None if isinstance(write, Pop) else type(write).__name__
 
@@ -94,7 +94,7 @@ class Writer:
         self._number = 0  # of its newest transaction
 
     async def write(self, writes: Sequence[Write]) -> Sequence[object]:
-        """Carry out writes with one :func:`group_key` in one transaction, exactly once.
+        """Carry out writes with one :func:`kind_of` in one transaction, exactly once.
 
         Returns:
             The result of each: what a pop read, else None.

@@ -11,6 +11,7 @@ from in_postgres import HELD, WRITES, all_stored, locked, numbered, stored, unti
 from postgres_server import PostgresServer
 
 from agentmem import AsyncSessionStore
+from agentmem.engines.batching import QueueCounts
 from agentmem.errors import StorageBusyError
 from agentmem.items import Item
 
@@ -107,17 +108,22 @@ async def test_what_is_asked_of_a_held_session_is_done_in_that_order_and_what_is
 async def test_a_pool_says_what_it_holds_and_what_waits_for_held_sessions(postgres: PostgresServer) -> None:
     async with AsyncSessionStore(postgres.url, busy_timeout_s=60) as store:
         (pool,) = pools.all()
-        await until(lambda: pool.counts().running == 0)
-        assert pool.counts() == PoolCounts(writers=0, readers=1, running=0, held_sessions=0, held_writes=0)
+        idle = QueueCounts(waiting=0, under_way=0, batches=0)
+        await until(lambda: pool.counts().newest == idle)
+        assert pool.counts() == PoolCounts(
+            writers=0, readers=1, writes=idle, newest=idle, queries=idle, held_sessions=0, held_writes=0
+        )
         await asyncio.gather(*(store.session(name).add_items(numbered(0)) for name in ("a", "b")))
         async with locked(postgres, ["a", "b"]):
             calls = [asyncio.create_task(store.session(name).add_items(numbered(1))) for name in ("a", "b", "a")]
             await until(lambda: pool.counts().held_writes == 3)
             assert pool.counts().held_sessions == 2
-            assert "3 writes wait for 2 held sessions" in repr(pool)
+            calls.append(asyncio.create_task(store.session("a").add_items(numbered(2))))
+            await until(lambda: pool.counts().writes == QueueCounts(waiting=1, under_way=3, batches=0))
             assert f"<Pool on {store.name}: " in repr(pool)
+            assert "1 calls waiting, 3 under way, 3 of them for 2 held sessions" in repr(pool)
         await asyncio.gather(*calls)
-        await until(lambda: pool.counts().running == 0)
+        await until(lambda: pool.counts().writes == idle)
         counts = pool.counts()
         assert (counts.held_sessions, counts.held_writes) == (0, 0)
         assert 2 <= counts.writers <= 3
