@@ -10,7 +10,7 @@ from .reads import SLICE_BYTES, Feeder
 from .statements import Statements
 
 PAGE_ROWS = 2048
-"""Most rows that are read at a time."""
+"""The largest number of rows that is read at a time."""
 
 
 async def check(

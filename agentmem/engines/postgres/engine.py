@@ -28,7 +28,8 @@ from .writes import Append, Clear, Pop, Write
 T = TypeVar("T")
 
 MAX_APPEND_BYTES = 900_000_000
-"""Most bytes in one append: PostgreSQL takes no message of 1 GB (``MaxAllocSize``), and ends the connection."""
+"""The largest number of bytes in one append: PostgreSQL takes no message of 1 GB (``MaxAllocSize``), and ends the
+connection."""
 
 ROW_OVERHEAD_BYTES = 32
 """What a row adds to the message of an append beside its text and its session's id, at most."""

@@ -34,11 +34,12 @@ T = TypeVar("T")
 W = TypeVar("W")
 
 WRITERS = 3
-"""Connections that write, at most: two, so that one can wait for a flush or a short lock, and one that is opened where
-other connections hold sessions for longer."""
+"""The largest number of connections that write: two, so that one can wait for a flush or a short lock, and a third that
+is opened where other connections hold sessions for longer."""
 
 READERS = 3
-"""Connections that read, at most: one for the newest rows of any number of sessions, the others for larger reads."""
+"""The largest number of connections that read: one for the newest rows of any number of sessions, the others for larger
+reads."""
 
 MAX_WRITES = 512
 """The largest number of writes in a batch; bounds how long the first of them waits for the last."""
@@ -47,7 +48,7 @@ MAX_READS = 64
 """The largest number of reads of newest rows in a batch."""
 
 MAX_GROUP_BYTES = 8 * 1024 * 1024
-"""Most bytes of rows in one statement of many appends: sending them takes the event loop some ms."""
+"""The largest number of bytes of rows in one statement of several appends: sending them blocks the event loop for ms."""
 
 
 @dataclass(frozen=True)

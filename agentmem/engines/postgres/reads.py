@@ -27,10 +27,10 @@ from .statements import LAST_POSITION, Statements, array
 T = TypeVar("T")
 
 MAX_INLINE_BYTES = 128 * 1024
-"""Most bytes of rows that are decoded on the event loop: a fraction of a millisecond's work."""
+"""The largest number of bytes of rows that is decoded on the event loop: a fraction of a millisecond's work."""
 
 MAX_JOINED_BYTES = 1024 * 1024
-"""Most bytes of a session's newest rows that come as one text; more come in slices."""
+"""The largest number of bytes of a session's newest rows that comes as one text; more come in slices."""
 
 SLICE_BYTES = 256 * 1024
 """A slice ends with the row that brings it to so many bytes: this bounds the memory that long rows take."""
