@@ -22,15 +22,13 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import Self
 
 from ports import HOST, free_port
 from postgres_caretaker import Caretaker
 from postgres_programs import WAIT_S, Programs
 from process_table import children, wait_until_ended, wait_until_stopped
 from waiting import wait_until
-
-Self = TypeVar("Self", bound="PostgresServer")  # typing has it from Python 3.11 on
 
 IDLE = b"Z\x00\x00\x00\x05I"
 """What the server ends its answer with outside of any transaction: what came before is committed (ReadyForQuery)."""
@@ -68,7 +66,7 @@ class PostgresServer:
         """The same behind another port, such as a proxy's."""
         return f"postgresql://agentmem@{self.host}:{port}/test"
 
-    def __enter__(self: Self) -> Self:
+    def __enter__(self) -> Self:
         try:
             self._caretaker = Caretaker(self.folder)
             self._programs.hand_over(self.folder)
