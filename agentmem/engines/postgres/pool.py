@@ -48,7 +48,7 @@ MAX_READS = 64
 """The largest number of reads of newest rows in a batch."""
 
 MAX_GROUP_BYTES = 8 * 1024 * 1024
-"""The largest number of bytes of rows in one statement of several appends: sending them blocks the event loop for ms."""
+"""The largest number of bytes of rows in one statement of several appends: sending them blocks the event loop."""
 
 
 @dataclass(frozen=True)
