@@ -79,8 +79,7 @@ PRESENT = present()
 NEWEST = (PRESENT or SUPPORTED)[-1]
 OLDEST = (PRESENT or SUPPORTED)[0]
 
-# What can differ between Pythons: asyncio, threads, forks, the end of the interpreter, json, sqlite3, pydantic's view of
-# annotations.
+# What can differ between Pythons: asyncio, threads, forks, the end of the interpreter, json, sqlite3, annotations.
 DIFFERS = [
     "tests/engines/postgres/test_postgres_cancellation.py",
     "tests/engines/postgres/test_postgres_lifecycle.py",

@@ -13,7 +13,7 @@ from typing import Any
 import openai
 import pytest
 import tools
-from empty_databases import EMPTY_DATABASES, postgres_header
+from empty_databases import POSTGRES_URL, ask, empty_schema, postgres_header
 from hypothesis import HealthCheck, settings
 from postgres_database import PostgresDatabase, postgres_database
 from postgres_server import PostgresServer
@@ -30,10 +30,16 @@ from agentmem.runner import OpenAIResponsesModel
 # New random cases on each run, also under CI, where hypothesis's own profile would repeat the same ones for ever; the
 # blob that a failure prints reproduces it. No deadline: a disk flush takes as long as the machine needs.
 settings.register_profile(
-    "agentmem", deadline=None, derandomize=False, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+    "agentmem",
+    max_examples=25,
+    deadline=None,
+    derandomize=False,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
 )
+settings.register_profile("exhaustive", settings.get_profile("agentmem"), max_examples=200)
 settings.register_profile("thorough", settings.get_profile("agentmem"), max_examples=2_000)
-settings.load_profile("agentmem")  # --hypothesis-profile=thorough overrides it
+settings.load_profile("agentmem")  # --hypothesis-profile=exhaustive overrides it, or =thorough
 
 
 def pytest_report_header() -> str:
@@ -105,15 +111,35 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 
 @pytest.fixture(params=sorted(ENGINES))
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """An empty database of each engine in turn."""
-    name: str = request.param
-    with ExitStack() as until_the_end:
-        try:
-            url = until_the_end.enter_context(EMPTY_DATABASES[name](tmp_path))
-        except OSError as error:
-            tools.is_missing(name, f"there is no {name} server: {error}")
+def database_url(request: pytest.FixtureRequest) -> str:
+    """An empty database of each engine in turn, from the fixture that is named after it."""
+    url: str = request.getfixturevalue(f"empty_{request.param}")
+    return url
+
+
+@pytest.fixture
+def empty_sqlite(tmp_path: Path) -> str:
+    """A file that there is not yet."""
+    return f"sqlite:///{tmp_path / 'sessions.db'}"
+
+
+@pytest.fixture
+def empty_postgresql(postgres_url: str) -> Iterator[str]:
+    """A schema of the test's own."""
+    with empty_schema(postgres_url) as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def postgres_url(request: pytest.FixtureRequest) -> str:
+    """A database in which schemas may be made: the one that AGENTMEM_TEST_POSTGRES names, or a private server's."""
+    if POSTGRES_URL is None:
+        return str(request.getfixturevalue("quiet_postgres_server").url)
+    try:
+        ask(POSTGRES_URL, "SELECT 1")
+    except (ImportError, OSError) as error:
+        tools.is_missing("postgresql", f"there is no PostgreSQL server: {error}")
+    return POSTGRES_URL
 
 
 @contextmanager
@@ -123,7 +149,7 @@ def _server(**settings: object) -> Iterator[PostgresServer]:
             import_module("asyncpg")
             server = until_the_end.enter_context(PostgresServer(**settings))
         except (ImportError, OSError) as error:
-            tools.is_missing("postgresql", f"there is no postgresql server: {error}")
+            tools.is_missing("postgresql", f"there is no PostgreSQL server: {error}")
         yield server
 
 

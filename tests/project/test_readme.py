@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from repository import REPO
+from tools import NO_AGENTS_SDK, NO_SCRIPTED_MODEL
 
 from agentmem import errors
 
@@ -42,8 +43,8 @@ def run(program: str, folder: Path) -> str:
 def test_the_program_of_a_section_prints_what_the_section_says(title: str, tmp_path: Path) -> None:
     section = SECTIONS[title]
     if "from agents.testing import" in section:
-        # `nox -s lowest` tests with an openai that is older than the SDK allows.
-        pytest.importorskip("agents.testing", reason="there is no Agents SDK here that has a scripted model")
+        pytest.importorskip("agents", reason=NO_AGENTS_SDK)
+        pytest.importorskip("agents.testing", reason=NO_SCRIPTED_MODEL)
     assert run("\n".join(PROGRAM.findall(section)), tmp_path) == "".join(OUTPUT.findall(section))
 
 

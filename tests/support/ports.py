@@ -6,7 +6,6 @@ import os
 import random
 import socket
 import tempfile
-from pathlib import Path
 
 HOST = "127.0.0.1"
 
@@ -23,7 +22,7 @@ if os.name == "posix":
 
     # One byte for each port, locked by the process that was given it: tests run in several processes at once. Never
     # closed, because that would let go of all of them; not inherited by a forked child.
-    _locks = Path(tempfile.gettempdir(), f"agentmem-tests-ports-{os.getuid()}").open("ab")
+    _locks = os.open(f"{tempfile.gettempdir()}/agentmem-tests-ports-{os.getuid()}", os.O_RDWR | os.O_CREAT, 0o600)
 
     def _take(port: int) -> bool:
         """Whether no other process of the tests has it."""

@@ -14,6 +14,9 @@ import pytest
 TOOLS = ("pgbouncer", "setpriv", "strace", "tmpfs")
 """What ``--require-tool`` takes. ``tmpfs`` is the right to mount one."""
 
+NO_AGENTS_SDK = "the Agents SDK is not installed; none takes the oldest openai, with which nox -s lowest runs"
+NO_SCRIPTED_MODEL = "the Agents SDK has no scripted model before 0.21"
+
 _required: dict[str, str] = {}
 """The option that requires it, by name."""
 
