@@ -11,8 +11,7 @@ from pathlib import Path
 
 import tools
 
-from agentmem.engines.sqlite import connection as sqlite_link
-from agentmem.engines.sqlite.connection import WorkerConnection
+from agentmem.engines.sqlite.connection import Connection, open_connections
 from agentmem.items import Item
 
 
@@ -34,10 +33,10 @@ def stored(path: Path, session_id: str = "user_123") -> list[Item]:
     return [json.loads(item) for _, item in rows]
 
 
-def connections(path: Path) -> list[WorkerConnection]:
+def connections(path: Path) -> list[Connection]:
     """agentmem's own open connections to the file, in this process."""
     name = str(path.resolve())
-    return [raw for raw in list(sqlite_link._live) if raw.execute("PRAGMA database_list").fetchone()[2] == name]
+    return [one for one in open_connections() if one.raw.execute("PRAGMA database_list").fetchone()[2] == name]
 
 
 @contextlib.contextmanager

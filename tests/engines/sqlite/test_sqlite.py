@@ -154,14 +154,14 @@ async def test_files_are_readable_by_their_owner_alone_and_an_existing_mode_is_k
 )
 async def test_durability_sets_how_the_writer_flushes(path: Path, durability: Any, level: int) -> None:
     async with AsyncSQLiteSession(path, session_id="user_123", durability=durability):
-        (raw,) = connections(path)
+        raw = connections(path)[0].raw
         assert raw.execute("PRAGMA synchronous").fetchone() == (level,)
 
 
 async def test_readers_cannot_write_and_do_not_checkpoint(path: Path) -> None:
     async with AsyncSQLiteSession(path, session_id="user_123") as session:
         await session.get_items()
-        (reader,) = [raw for raw in connections(path) if not raw.is_writer]
+        (reader,) = [one.raw for one in connections(path) if not one.is_writer]
         assert reader.execute("PRAGMA wal_autocheckpoint").fetchone() == (0,)
         with pytest.raises(sqlite3.OperationalError, match="readonly"):
             reader.execute("DELETE FROM agentmem_items")

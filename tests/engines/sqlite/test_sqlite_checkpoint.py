@@ -14,7 +14,7 @@ from processes import Child, wait_until
 from agentmem import AsyncSessionStore, AsyncSQLiteSession
 from agentmem.engines.sqlite import checkpoint as sqlite_checkpoint
 from agentmem.engines.sqlite.checkpoint import Checkpoints
-from agentmem.engines.sqlite.connection import Link, WorkerConnection
+from agentmem.engines.sqlite.connection import Connection
 from agentmem.items import Item
 
 pytestmark = pytest.mark.anyio
@@ -54,8 +54,8 @@ def salt(path: Path) -> bytes:
     return path.with_name(path.name + "-wal").read_bytes()[16:24]
 
 
-def writer(path: Path) -> WorkerConnection:
-    (raw,) = [raw for raw in connections(path) if raw.is_writer]
+def writer(path: Path) -> sqlite3.Connection:
+    (raw,) = [one.raw for one in connections(path) if one.is_writer]
     return raw
 
 
@@ -202,12 +202,12 @@ async def test_nobody_can_write_while_a_checkpoint_waits_for_a_reader(
         return False
 
     reader, other = (sqlite3.connect(path, isolation_level=None, timeout=0) for _ in range(2))
-    link = await Link.open(str(path), 5.0, lambda raw: raw.execute("PRAGMA journal_mode = WAL").fetchone())
-    await link.hop(lambda raw: raw.execute("CREATE TABLE t (n)"))
+    link = await Connection.open(str(path), 5.0, lambda one: one.raw.execute("PRAGMA journal_mode = WAL").close())
+    await link.call(lambda one: one.raw.execute("CREATE TABLE t (n)"))
     reader.execute("BEGIN")
     reader.execute("SELECT n FROM t").fetchall()
-    await link.hop(lambda raw: raw.execute("INSERT INTO t VALUES (1)"))
-    checkpoint = asyncio.ensure_future(link.hop(Checkpoints(str(path)).run))
+    await link.call(lambda one: one.raw.execute("INSERT INTO t VALUES (1)"))
+    checkpoint = asyncio.ensure_future(link.call(lambda one: Checkpoints(str(path)).run(one.raw)))
     await asyncio.sleep(0)
     wait_until(cannot_write)
     assert not checkpoint.done()
@@ -240,22 +240,22 @@ async def test_a_checkpoint_that_fails_loses_nothing_and_a_later_one_does_its_wo
 
 
 async def test_a_write_is_told_of_before_the_checkpoint_that_it_makes_due(path: Path) -> None:
-    class Due:
-        def wrote(self, sessions: int, size_bytes: int) -> None:
-            raise AssertionError("nothing is written here")
-
+    class Due(Checkpoints):
         def is_due(self) -> bool:
             return written.is_set() and not told.is_set()
 
-        def run(self, raw: WorkerConnection) -> None:
+        def run(self, raw: sqlite3.Connection) -> None:
             told.wait()
 
-    def prepare(raw: WorkerConnection) -> None:
-        raw.checkpoints = Due()
+    def prepare(connection: Connection) -> None:
+        connection.checkpoints = Due(str(path))
+
+    async def write() -> None:
+        await link.call(lambda _: written.set())
+        told.set()
 
     written, told = threading.Event(), threading.Event()
-    link = await Link.open(str(path), 5.0, prepare)
-    link.send(lambda raw: written.set(), lambda _: told.set())
-    await link.hop(lambda raw: None)
-    assert told.is_set()
+    link = await Connection.open(str(path), 5.0, prepare)
+    await write()  # would never return where the checkpoint came first
+    await link.call(lambda _: None)
     await link.close()
