@@ -98,7 +98,7 @@ def test_a_driver_s_own_object_leads_to_its_engine_also_where_its_class_is_anoth
     asyncio.run(make())
 
 
-@pytest.mark.parametrize("db", [7, None, object(), b"postgresql://host/db"], ids=repr)
+@pytest.mark.parametrize("db", [7, None, object(), b"postgresql://host/db"], ids=lambda db: type(db).__name__)
 def test_what_is_neither_a_path_nor_a_driver_s_is_refused(db: Any) -> None:
     with pytest.raises(TypeError):
         AsyncSessionStore(db)

@@ -13,6 +13,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from postgres_server import PostgresServer
 from repository import REPO
 
 sys.path.append(str(REPO))  # the suite is not installed; at the end, so that agentmem stays the one under test
@@ -27,7 +28,7 @@ from benchmarks.postgres import BareAsyncpg
 from benchmarks.report import Report, Summary, paired_ratio, summarize
 from benchmarks.rivals import SYSTEMS
 from benchmarks.run import run
-from benchmarks.server import URL_VARIABLE, NoServer, connected, server_url
+from benchmarks.server import URL_VARIABLE, connected
 from benchmarks.systems import BareSQLite
 from benchmarks.targets import TARGETS, Figure, Target
 from benchmarks.timing import Tally, at_once, one_by_one
@@ -232,23 +233,11 @@ def measured_on_postgres(folder: Path, *systems: str) -> Report:
 
 
 @pytest.fixture
-def postgres(request: pytest.FixtureRequest) -> str:
-    """A PostgreSQL server that answers, and a driver for it."""
-    required = "postgresql" in request.config.getoption("--require-engine")
-    if not required:
-        pytest.importorskip("asyncpg")
-
-    async def answers() -> None:
-        async with connected():
-            pass
-
-    try:
-        asyncio.run(answers())
-    except NoServer as error:
-        if required:
-            pytest.fail(f"--require-engine postgresql, but there is none: {error}")
-        pytest.skip(str(error))
-    return server_url()
+def postgres(postgres_server: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A PostgreSQL server that the suite measures."""
+    url = f"postgresql://postgres@{postgres_server.host}:{postgres_server.port}/test"
+    monkeypatch.setenv(URL_VARIABLE, url)
+    return url
 
 
 def schemas_of(folder: Path) -> list[str]:
@@ -261,7 +250,7 @@ def schemas_of(folder: Path) -> list[str]:
 
 
 def test_where_no_server_answers_the_rows_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("asyncpg")
+    pytest.importorskip("asyncpg", reason="asyncpg is not installed")
     monkeypatch.setenv(URL_VARIABLE, "postgresql://somebody:secret@127.0.0.1:1/none")
     report = measured_on_postgres(tmp_path, "asyncpg")
     assert set(report.outcomes) == set(ON_POSTGRES)

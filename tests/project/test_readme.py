@@ -22,6 +22,7 @@ import pytest
 from click.testing import CliRunner
 from pages import PAGES, Block, Page, anchors
 from repository import REPO
+from tools import NO_AGENTS_SDK, NO_SCRIPTED_MODEL
 
 sys.path.append(str(REPO))  # the benchmarks are not installed; at the end, so that agentmem stays the one under test
 
@@ -63,8 +64,8 @@ def run(program: str, folder: Path) -> str:
 @pytest.mark.parametrize("block", [block for block in PROGRAMS if block not in SERVED], ids=str)
 def test_each_program_runs_as_it_stands_and_prints_what_the_page_says(block: Block, tmp_path: Path) -> None:
     if "from agents.testing import" in block.code:
-        # `nox -s lowest` tests with an openai that is older than the SDK allows.
-        pytest.importorskip("agents.testing", reason="there is no Agents SDK here that has a scripted model")
+        pytest.importorskip("agents", reason=NO_AGENTS_SDK)
+        pytest.importorskip("agents.testing", reason=NO_SCRIPTED_MODEL)
     assert run(block.code, tmp_path) == (block.output or "")
 
 

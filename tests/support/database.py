@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
+import tools
 
 from agentmem.engines.sqlite.connection import Connection, open_connections
 from agentmem.items import Item
@@ -45,11 +45,11 @@ def mounted(folder: Path, options: str) -> Iterator[Path]:
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
     try:
-        is_mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
+        subprocess.run(mount, capture_output=True, text=True, check=True)
     except FileNotFoundError:
-        is_mounted = False
-    if not is_mounted:
-        pytest.skip("only root may mount a tmpfs, and not in every container")
+        tools.is_missing("tmpfs", "there is no mount")
+    except subprocess.CalledProcessError as error:
+        tools.is_missing("tmpfs", f"only root may mount a tmpfs, and not in every container: {error.stderr.strip()}")
     try:
         yield folder
     finally:

@@ -8,7 +8,6 @@ import gc
 import json
 import os
 import re
-import shutil
 import sqlite3
 import stat
 import subprocess
@@ -20,6 +19,7 @@ from typing import Any
 import pytest
 from database import connections, mounted, shell
 from processes import Child, files
+from tools import need_setpriv_under_root
 
 from agentmem import AsyncSessionStore, AsyncSQLiteSession, SessionSettings
 from agentmem.engines.sqlite.engine import SQLiteEngine
@@ -401,8 +401,7 @@ asyncio.run(main())
 async def test_a_file_that_may_only_be_read_is_read_and_not_written(path: Path) -> None:
     await add(path, ONE)
     path.chmod(0o400)
-    if os.geteuid() == 0 and shutil.which("setpriv") is None:
-        pytest.skip("root can write to any file, and there is no setpriv to change that")
+    need_setpriv_under_root()
     with Child(_READ_ONLY, path) as child:
         code, output, errors = child.finish()
     assert (code, errors) == (0, "")
