@@ -4,10 +4,12 @@ Rules kept here:
 
 - The tests run against the built wheel, from an empty directory outside the repository, so that what they import is
   what a user installs, never the source tree.
-- Every Python version among pyproject.toml's classifiers is tested if the machine has it, also one that only pyenv
-  keeps. A missing one is reported and skipped; where all are missing the run fails.
-- A machine with Python and git is enough: the tests of an engine whose server is missing are skipped. They fail instead
-  where AGENTMEM_REQUIRE_ENGINES names the engine ("postgresql"; several with commas), as in CI.
+- ``tests`` takes minutes: the newest Python here, and all tests but the exhaustive ones. Other sessions run those, and
+  what can differ on the other Pythons. Each Python version among pyproject.toml's classifiers is tested if the machine
+  has it, also one that only pyenv keeps. A missing one is reported and skipped; where all are missing the run fails.
+- A machine with Python and git is enough: tests that need a server or a tool that is missing are skipped. They fail
+  instead where AGENTMEM_REQUIRE_ENGINES or AGENTMEM_REQUIRE_TOOLS names it ("postgresql"; several with commas), as in
+  CI.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ nox.needs_version = ">=2025.2.9"
 ROOT = Path(__file__).resolve().parent
 PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 EXTRAS: dict[str, list[str]] = PYPROJECT["project"]["optional-dependencies"]
+del EXTRAS["all"]  # it only names the others again, as extras of agentmem itself, which is installed from here
 REQUIREMENTS: list[str] = [*PYPROJECT["project"]["dependencies"], *itertools.chain.from_iterable(EXTRAS.values())]
 SUPPORTED = nox.project.python_versions(PYPROJECT)
 
@@ -74,6 +77,23 @@ def present() -> list[str]:
 
 
 PRESENT = present()
+NEWEST = (PRESENT or SUPPORTED)[-1]
+OLDEST = (PRESENT or SUPPORTED)[0]
+
+# What can differ between Pythons: asyncio, threads, forks, the end of the interpreter, json, sqlite3, annotations.
+DIFFERS = [
+    "tests/engines/postgres/test_postgres_cancellation.py",
+    "tests/engines/postgres/test_postgres_lifecycle.py",
+    "tests/engines/sqlite/test_sqlite_pool.py",
+    "tests/engines/test_batching*.py",
+    "tests/engines/test_conformance.py",
+    "tests/runner/*.py",
+    "tests/test_items.py",
+    "tests/test_lifecycle.py",
+    "tests/test_replay.py",
+    "tests/test_session.py",
+    "tests/test_sync.py",
+]
 
 nox.options.sessions = ["lint", "types", "tests"]
 nox.options.download_python = "never"
@@ -102,32 +122,48 @@ def types(session: nox.Session) -> None:
         session.run("mypy", "--python-version", version)
 
 
-@nox.session(python=SUPPORTED)
+@nox.session(python=NEWEST)
 def tests(session: nox.Session) -> None:
-    """Pytest on the built wheel. Arguments after -- go to pytest, paths as seen from the repository."""
-    # Type checkers find the same on every Python, and take their time.
-    checkers = group("typing-test") if session.python == PRESENT[-1] else []
-    install_wheel(session, *group("test"), *group("agents-test"), *checkers)
-    run_pytest(session)
+    """Pytest on the built wheel, on the newest Python here. Arguments after -- go to pytest, paths as seen from the
+    repository."""
+    install_wheel(session, *group("test"), *group("agents-test"))
+    run_pytest(session, *QUICK)
+    others = [f"Python {version}" for version in PRESENT if version != NEWEST]
+    session.log(f"Left out: {', '.join([*others, 'exhaustive tests'])}. Run: nox -s tests_python tests_exhaustive")
 
 
-@nox.session(python=(PRESENT or SUPPORTED)[0])
+@nox.session(python=NEWEST)
+def tests_exhaustive(session: nox.Session) -> None:
+    """What takes minutes, root's rights or a server of its own; and property tests with many more random cases."""
+    # Type checkers take half a minute to read the SDK.
+    install_wheel(session, *group("test"), *group("agents-test"), *group("typing-test"))
+    run_pytest(session, "-m", "exhaustive or hypothesis", "--hypothesis-profile=exhaustive")
+
+
+@nox.session(python=[version for version in SUPPORTED if version != NEWEST])
+def tests_python(session: nox.Session) -> None:
+    """What can differ between Pythons, on each of the others."""
+    install_wheel(session, *group("test"))
+    run_pytest(session, *QUICK, files=DIFFERS)
+
+
+@nox.session(python=OLDEST)
 def lowest(session: nox.Session) -> None:
-    """The same with the oldest dependencies that pyproject.toml allows, on the oldest Python here."""
+    """The quick tests with the oldest dependencies that pyproject.toml allows, on the oldest Python here."""
     # Without the Agents SDK, of which no release takes so old an openai.
     extras = [extra for extra in EXTRAS if extra != "agents"]
     bounds = Path(session.cache_dir, "lowest.txt")
     bounds.write_text("\n".join(lower_bounds(*extras)), encoding="utf-8")
     install_wheel(session, *group("test"), "--constraint", str(bounds), extras=extras)
-    run_pytest(session)
+    run_pytest(session, *QUICK)
 
 
-@nox.session(python=(PRESENT or SUPPORTED)[0])
+@nox.session(python=OLDEST)
 def agents_oldest(session: nox.Session) -> None:
     """The tests of the agents extra, with the oldest Agents SDK that pyproject.toml allows."""
     (oldest,) = (bound for bound in lower_bounds("agents") if bound.startswith("openai-agents=="))
     install_wheel(session, *group("test"), *group("agents-test"), *group("typing-test"), oldest)
-    run_pytest(session, "tests/integrations/test_agents_sdk*.py", "tests/project/test_typing.py")
+    run_pytest(session, files=["tests/integrations/test_agents_sdk*.py", "tests/project/test_typing.py"])
 
 
 @nox.session
@@ -164,13 +200,19 @@ def lower_bounds(*extras: str) -> list[str]:
     return [f"{r.name}=={spec.version}" for r in requirements for spec in r.specifier if spec.operator == ">="]
 
 
-def run_pytest(session: nox.Session, *files: str) -> None:
-    """Run tests/, or these files of it, from an empty directory; AGENTMEM_REPO tells the tests where README.md and
-    examples/ are."""
-    args = [str(ROOT / arg) if arg.startswith("tests/") else arg for arg in session.posargs]
-    if args == session.posargs:
-        args += [str(path) for file in files or ("tests",) for path in sorted(ROOT.glob(file))]
-    required = filter(None, os.environ.get("AGENTMEM_REQUIRE_ENGINES", "").split(","))
-    args += [f"--require-engine={name}" for name in required]
+QUICK = ("-m", "not exhaustive")
+
+
+def run_pytest(session: nox.Session, *options: str, files: Iterable[str] = ("tests",)) -> None:
+    """Run tests/, or these files of it, in parallel and from an empty directory; AGENTMEM_REPO tells the tests where
+    README.md and examples/ are."""
+    # Other processes and disks are waited for: more tests at a time than there are cores.
+    args = ["--numprocesses=auto", "--dist=worksteal", *options]
+    for kind in ("engine", "tool"):
+        required = filter(None, os.environ.get(f"AGENTMEM_REQUIRE_{kind.upper()}S", "").split(","))
+        args += [f"--require-{kind}={name}" for name in required]
+    given = [str(ROOT / arg) if arg.startswith("tests/") else arg for arg in session.posargs]
+    if given == session.posargs:
+        args += [str(path) for file in files for path in sorted(ROOT.glob(file))]
     with tempfile.TemporaryDirectory() as elsewhere, session.chdir(elsewhere):
-        session.run("pytest", "-c", str(ROOT / "pyproject.toml"), *args, env={"AGENTMEM_REPO": str(ROOT)})
+        session.run("pytest", "-c", str(ROOT / "pyproject.toml"), *args, *given, env={"AGENTMEM_REPO": str(ROOT)})

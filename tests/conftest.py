@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import NoReturn
+from typing import Any
 
 import openai
 import pytest
-from empty_databases import EMPTY_DATABASES, postgres_header
+import tools
+from empty_databases import POSTGRES_URL, ask, empty_schema, postgres_header
 from hypothesis import HealthCheck, settings
 from postgres_database import PostgresDatabase, postgres_database
 from postgres_server import PostgresServer
@@ -29,10 +30,16 @@ from agentmem.runner import OpenAIResponsesModel
 # New random cases on each run, also under CI, where hypothesis's own profile would repeat the same ones for ever; the
 # blob that a failure prints reproduces it. No deadline: a disk flush takes as long as the machine needs.
 settings.register_profile(
-    "agentmem", deadline=None, derandomize=False, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+    "agentmem",
+    max_examples=25,
+    deadline=None,
+    derandomize=False,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
 )
+settings.register_profile("exhaustive", settings.get_profile("agentmem"), max_examples=200)
 settings.register_profile("thorough", settings.get_profile("agentmem"), max_examples=2_000)
-settings.load_profile("agentmem")  # --hypothesis-profile=thorough overrides it
+settings.load_profile("agentmem")  # --hypothesis-profile=exhaustive overrides it, or =thorough
 
 
 def pytest_report_header() -> str:
@@ -58,51 +65,105 @@ def repo() -> Path:
     return REPO
 
 
+REQUIREMENTS = {"--require-engine": sorted(ENGINES), "--require-tool": sorted(tools.TOOLS)}
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """``--require-engine NAME``: an engine whose server is missing fails the run instead of being skipped."""
-    parser.addoption("--require-engine", action="append", default=[], choices=sorted(ENGINES), metavar="NAME")
+    """The options under which what is missing fails the tests that need it, instead of skipping them."""
+    for option, names in REQUIREMENTS.items():
+        what = f"fail the tests that miss it, instead of skipping them: {', '.join(names)}"
+        parser.addoption(option, action="append", default=[], choices=names, metavar="NAME", help=what)
 
 
-def _is_missing(request: pytest.FixtureRequest, name: str, error: Exception) -> NoReturn:
-    if name in request.config.getoption("--require-engine"):
-        pytest.fail(f"--require-engine {name}, but there is none: {error}")
-    pytest.skip(f"no {name} server here: {error}")
+def pytest_configure(config: pytest.Config) -> None:
+    """Tell the tests what they may not be skipped for."""
+    for option in REQUIREMENTS:
+        tools.require(option, config.getoption(option))
+
+
+_left_out = pytest.StashKey[int]()
+
+
+def pytest_deselected(items: Sequence[pytest.Item]) -> None:
+    """Count what ``-m "not exhaustive"`` leaves out."""
+    for item in items:
+        if item.get_closest_marker("exhaustive"):
+            item.config.stash[_left_out] = item.config.stash.get(_left_out, 0) + 1
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Each process of pytest-xdist has left out the same; the one that reports hears of it here."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left_out"] = session.config.stash.get(_left_out, 0)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """The other end of :func:`pytest_sessionfinish`. A process that crashed has nothing to tell."""
+    node.config.stash[_left_out] = getattr(node, "workeroutput", {}).get("left_out", 0)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say what was left out, and what runs it."""
+    if left_out := config.stash.get(_left_out, 0):
+        terminalreporter.section("left out", sep="-")
+        terminalreporter.write_line(f"{left_out} exhaustive tests: nox -s tests_exhaustive")
 
 
 @pytest.fixture(params=sorted(ENGINES))
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """An empty database of each engine in turn."""
-    name: str = request.param
-    with ExitStack() as until_the_end:
-        try:
-            url = until_the_end.enter_context(EMPTY_DATABASES[name](tmp_path))
-        except OSError as error:
-            _is_missing(request, name, error)
+def database_url(request: pytest.FixtureRequest) -> str:
+    """An empty database of each engine in turn, from the fixture that is named after it."""
+    url: str = request.getfixturevalue(f"empty_{request.param}")
+    return url
+
+
+@pytest.fixture
+def empty_sqlite(tmp_path: Path) -> str:
+    """A file that there is not yet."""
+    return f"sqlite:///{tmp_path / 'sessions.db'}"
+
+
+@pytest.fixture
+def empty_postgresql(postgres_url: str) -> Iterator[str]:
+    """A schema of the test's own."""
+    with empty_schema(postgres_url) as url:
         yield url
 
 
+@pytest.fixture(scope="session")
+def postgres_url(request: pytest.FixtureRequest) -> str:
+    """A database in which schemas may be made: the one that AGENTMEM_TEST_POSTGRES names, or a private server's."""
+    if POSTGRES_URL is None:
+        return str(request.getfixturevalue("quiet_postgres_server").url)
+    try:
+        ask(POSTGRES_URL, "SELECT 1")
+    except (ImportError, OSError) as error:
+        tools.is_missing("postgresql", f"there is no PostgreSQL server: {error}")
+    return POSTGRES_URL
+
+
 @contextmanager
-def _server(request: pytest.FixtureRequest, **settings: object) -> Iterator[PostgresServer]:
+def _server(**settings: object) -> Iterator[PostgresServer]:
     with ExitStack() as until_the_end:
         try:
             import_module("asyncpg")
             server = until_the_end.enter_context(PostgresServer(**settings))
         except (ImportError, OSError) as error:
-            _is_missing(request, "postgresql", error)
+            tools.is_missing("postgresql", f"there is no PostgreSQL server: {error}")
         yield server
 
 
 @pytest.fixture(scope="module")
-def postgres_server(request: pytest.FixtureRequest) -> Iterator[PostgresServer]:
+def postgres_server() -> Iterator[PostgresServer]:
     """A PostgreSQL server that the tests of one module may stop, kill and configure; each leaves it as it was."""
-    with _server(request) as server:
+    with _server() as server:
         yield server
 
 
 @pytest.fixture(scope="session")
-def quiet_postgres_server(request: pytest.FixtureRequest) -> Iterator[PostgresServer]:
+def quiet_postgres_server() -> Iterator[PostgresServer]:
     """A PostgreSQL server that no test stops, kills or configures; each has a database of its own there."""
-    with _server(request, fsync="off") as server:  # the power is not cut either
+    with _server(fsync="off") as server:  # the power is not cut either
         yield server
 
 
@@ -114,10 +175,10 @@ def database(quiet_postgres_server: PostgresServer) -> Iterator[PostgresDatabase
 
 
 @pytest.fixture(scope="session")
-def private_postgres(request: pytest.FixtureRequest) -> Iterator[PostgresServer]:
+def private_postgres() -> Iterator[PostgresServer]:
     """A PostgreSQL server that a test may do anything to; :func:`postgres` is it, cleared."""
     # Its processes are killed, never the machine: what it has written is in the system's hands without fsync.
-    with _server(request, fsync="off", max_connections=40) as server:
+    with _server(fsync="off", max_connections=40) as server:
         yield server
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import SUPPORT, run_quietly
+from processes import run_quietly
 from pydantic import BaseModel
 
 from agentmem import AsyncSessionStore, AsyncSQLiteSession, SessionSettings, SessionStore, SQLiteSession
@@ -38,7 +38,7 @@ MEMORY_BYTES = 1500 * MB
 
 
 def run_in_a_process(*arguments: str | Path) -> None:
-    assert run_quietly(PROGRAM, SUPPORT, *arguments) == "as promised\n"
+    assert run_quietly(PROGRAM, Path(__file__).parent, *arguments) == "as promised\n"
 
 
 def run(what: str, path: str, name: str, recursion: str) -> None:

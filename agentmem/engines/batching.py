@@ -1,22 +1,22 @@
-"""Calls that wait are served together: group commit for writes, many reads to a thread hop.
+"""Calls that wait are carried out together: group commit for writes, many reads in one visit to a thread.
 
-A :class:`Batcher` queues calls and hands all that wait to ``serve`` at once, on as many lanes at a time as
-it has. Under load the batches grow by themselves, so there is nothing to tune. :class:`Groups` says in what order the
-writes of a batch are tried when some of them cannot succeed.
+The way of a call: :meth:`Batcher.submit` makes a :class:`Job` of it, which waits in a :class:`Queue`. The queue decides
+which waiting jobs form the next :class:`Batch`. The batcher gives the batch to ``send``, and whoever carries it out
+sets each job's outcome, has the batcher settle the job, and in the end finishes the batch. Under load the batches grow
+by themselves, so there is nothing to tune.
 
-Cancellation: a call that is still queued leaves the queue; one that was handed over has begun: it waits for its outcome
-and raises the cancellation then. The lanes themselves cannot be cancelled, because they are callbacks and no tasks.
+Cancellation: a call that still waits leaves the queue. One whose batch was formed has begun: it waits for its outcome
+and raises the cancellation then.
 
-One Batcher belongs to one event loop; it has no locks because everything here runs on that loop.
+A batcher belongs to one event loop. It has no locks because everything here runs on that loop.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from functools import partial
-from itertools import chain, groupby
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from anyio import CancelScope
@@ -25,81 +25,205 @@ W = TypeVar("W")
 
 
 class Job(Generic[W]):
-    """One queued call. Whoever serves it sets `result` or `error`, from any thread."""
+    """One call on its way to the database, with its outcome on the way back.
 
-    __slots__ = ("begun", "detached", "error", "finished", "result", "wake", "withdrawn", "work")
+    Whoever carries it out sets `result` or `error`, from any thread; the batcher wakes the caller when it is settled.
+    """
+
+    __slots__ = ("error", "is_begun", "is_settled", "is_withdrawn", "result", "wake", "work")
 
     def __init__(self, work: W, wake: asyncio.Future[None]) -> None:
         self.work = work
         self.wake = wake
         self.result: object = None
         self.error: BaseException | None = None
-        self.begun = self.detached = self.finished = self.withdrawn = False
-
-    def finish(self) -> None:
-        self.finished = True
-        if not self.wake.done():  # a cancelled caller's future is
-            self.wake.set_result(None)
+        self.is_begun = self.is_settled = self.is_withdrawn = False
 
 
-Done = Callable[[BaseException | None], None]
-"""Called on the event loop when a batch was served, with what failed all of it."""
+class Batch(Generic[W]):
+    """Jobs that are carried out together.
+
+    Attributes:
+        number: rises by one with each batch of a queue, in the order in which the batches were formed.
+        slot: which of the queue's slots it takes until it is finished, from 0.
+        jobs: in the order in which they were submitted; with a `key`, those of one key are together.
+    """
+
+    __slots__ = ("jobs", "number", "slot")
+
+    def __init__(self, number: int, slot: int, jobs: list[Job[W]]) -> None:
+        self.number = number
+        self.slot = slot
+        self.jobs = jobs
+
+
+@dataclass(frozen=True)
+class QueueCounts:
+    """What a queue holds at one moment.
+
+    Attributes:
+        waiting: jobs that no batch has taken yet, with those that were withdrawn a moment ago.
+        under_way: jobs that a batch has taken and that are not settled yet.
+        batches: batches that are not finished yet.
+    """
+
+    waiting: int
+    under_way: int
+    batches: int
+
+
+class Queue(Generic[W]):
+    """Decides which waiting jobs form the next batch. Plain state: no I/O, no event loop, no locks.
+
+    Args:
+        slots: how many batches may be under way at a time.
+        max_batch_size: the largest number of jobs in a batch.
+        second_batch_at: how many jobs must be ready before another batch is formed while one is under way. Where that
+            is more than one, jobs that find no batch under way and are twice as many are formed into two batches of
+            half the size: in one batch their callers would come back together each time, and the event loop would
+            have nothing to do while it is carried out.
+        key: what a job is about. Jobs with one key are never in two batches at a time, so they are carried out in the
+            order in which they were submitted, whatever connection each batch has. None: jobs do not hold each other
+            up.
+    """
+
+    def __init__(
+        self,
+        *,
+        slots: int,
+        max_batch_size: int,
+        second_batch_at: int = 1,
+        key: Callable[[W], Hashable] | None = None,
+    ) -> None:
+        self._slots = slots
+        self._max_batch_size = max_batch_size
+        self._second_batch_at = second_batch_at
+        self._key = key
+        self._free_slots = list(range(slots))[::-1]
+        self._waiting: dict[Hashable, deque[Job[W]]] = {}
+        self._ready: deque[Hashable] = deque()  # the keys that have waiting jobs and none under way
+        self._ready_jobs = 0
+        self._under_way: dict[Hashable, int] = {}  # how many jobs, by key
+        self._next_number = 0
+
+    def add(self, job: Job[W]) -> None:
+        """Put a job behind the others of its key."""
+        key = None if self._key is None else self._key(job.work)
+        waiting = self._waiting.get(key)
+        if waiting is None:
+            waiting = self._waiting[key] = deque()
+            if not self._is_blocked(key):
+                self._ready.append(key)
+        waiting.append(job)
+        self._ready_jobs += not self._is_blocked(key)
+
+    def is_batch_due(self) -> bool:
+        """Whether :meth:`next_batch` should be called now."""
+        needed = 1 if self._has_all_slots() else self._second_batch_at
+        return bool(self._free_slots) and self._ready_jobs >= needed
+
+    def next_batch(self) -> Batch[W] | None:
+        """Form a batch of what is ready; None where nothing is, or no slot is free."""
+        if not self._free_slots:
+            return None
+        size = self._max_batch_size
+        if self._has_all_slots() and self._ready_jobs >= 2 * self._second_batch_at > 2:
+            size = min(size, (self._ready_jobs + 1) // 2)
+        jobs = self._take(size)
+        if not jobs:
+            return None
+        self._next_number += 1
+        return Batch(self._next_number, self._free_slots.pop(), jobs)
+
+    def settle(self, job: Job[W]) -> None:
+        """Note that a job of a batch has its outcome."""
+        key = None if self._key is None else self._key(job.work)
+        left = self._under_way[key] = self._under_way[key] - 1
+        if not left:
+            del self._under_way[key]
+            if key is not None and key in self._waiting:
+                self._ready.append(key)
+                self._ready_jobs += len(self._waiting[key])
+
+    def release(self, batch: Batch[W]) -> None:
+        """Make the slot of a batch free again. Jobs of it that are not settled still keep their keys to themselves."""
+        self._free_slots.append(batch.slot)
+
+    def is_empty(self) -> bool:
+        """Whether nothing waits and nothing is under way."""
+        return not self._waiting and not self._under_way and self._has_all_slots()
+
+    def counts(self) -> QueueCounts:
+        """What it holds now."""
+        return QueueCounts(
+            waiting=sum(map(len, self._waiting.values())),
+            under_way=sum(self._under_way.values()),
+            batches=self._slots - len(self._free_slots),
+        )
+
+    def _has_all_slots(self) -> bool:
+        return len(self._free_slots) == self._slots
+
+    def _is_blocked(self, key: Hashable) -> bool:
+        return key is not None and key in self._under_way
+
+    def _take(self, size: int) -> list[Job[W]]:
+        taken: list[Job[W]] = []
+        while self._ready and len(taken) < size:
+            key = self._ready[0]
+            waiting = self._waiting[key]
+            before = len(taken)
+            while waiting and len(taken) < size:
+                job = waiting.popleft()
+                self._ready_jobs -= 1
+                if not job.is_withdrawn:
+                    job.is_begun = True
+                    taken.append(job)
+            if begun := len(taken) - before:
+                self._under_way[key] = self._under_way.get(key, 0) + begun
+            if not waiting:
+                del self._waiting[key]
+                self._ready.popleft()
+            elif self._is_blocked(key):
+                self._ready_jobs -= len(waiting)
+                self._ready.popleft()
+        return taken
 
 
 class Batcher(Generic[W]):
     """A queue of calls on one event loop.
 
     Args:
-        serve: has each job of a batch given its result or error, and then calls ``done``, later, on the event loop.
-            The first argument is the lane, from 0. What it raises fails the whole batch.
-        lanes: how many batches are served at a time.
-        most: the largest batch.
-        crowd: how many calls must wait before another lane is used while one is busy. Where that is more than one,
-            calls that find all lanes idle and are twice as many are served in two halves: in one batch they would
-            come back together each time, and the event loop would have nothing to do while it is served.
-        key: what a call is about. Calls about the same are never on two lanes at a time, so they are served in the
-            order in which they were asked for, whatever connection each lane has. None: lanes keep no order.
+        send: has a batch carried out; called on the event loop, with the batches in the order of their numbers.
+            Whoever carries it out calls :meth:`settle` for each job that has its outcome and :meth:`finish` once for
+            the batch, both on the event loop. What `send` raises fails the whole batch.
+        queue: decides what forms a batch.
     """
 
-    def __init__(
-        self,
-        serve: Callable[[int, list[Job[W]], Done], None],
-        *,
-        lanes: int,
-        most: int,
-        crowd: int = 1,
-        key: Callable[[W], Hashable] | None = None,
-    ) -> None:
-        self._serve = serve
-        self._most = most
-        self._crowd = crowd
-        self._key = key
-        self._serving: dict[int, list[Job[W]]] = {}
-        self._detached: set[Job[W]] = set()
-        self._waiting: deque[Job[W]] = deque()
-        self._lanes = lanes
-        self._idle = list(range(lanes))[::-1]
+    def __init__(self, send: Callable[[Batch[W]], None], queue: Queue[W]) -> None:
+        self._send = send
+        self._queue = queue
         self._is_planned = False
         self._drained: list[asyncio.Future[None]] = []
 
     async def submit(self, work: W) -> Job[W]:
-        """Queue `work` and wait until it was served; the caller looks at the job's result or error."""
+        """Queue `work` and wait for its outcome; the caller looks at the job's result or error."""
         loop = asyncio.get_running_loop()
         job = Job(work, loop.create_future())
-        self._waiting.append(job)
+        self._queue.add(job)
         self._plan(loop)
         try:
             await job.wake
             return job
         except asyncio.CancelledError as error:
-            if not job.begun:
-                job.withdrawn = True
+            if not job.is_begun:
+                job.is_withdrawn = True
                 raise
             cancelled = error
         # Shielded, because a cancelled anyio scope would otherwise cancel this wait on every loop cycle. So what is
         # caught below is a task.cancel(), and it is the one to raise: an anyio scope swallows its own cancellation.
         with CancelScope(shield=True):
-            while not job.finished:
+            while not job.is_settled:
                 job.wake = loop.create_future()
                 try:
                     await job.wake
@@ -107,94 +231,60 @@ class Batcher(Generic[W]):
                     cancelled = error
         raise cancelled from job.error
 
-    def detach(self, jobs: Iterable[Job[W]]) -> None:
-        """Let the lane go on without these of its batch; they are still being served, and end with :meth:`answer`."""
+    def settle(self, jobs: Iterable[Job[W]]) -> None:
+        """Wake the callers of jobs that have their outcome."""
         for job in jobs:
-            job.detached = True
-            self._detached.add(job)
+            job.is_settled = True
+            self._queue.settle(job)
+            if not job.wake.done():  # a cancelled caller's future is
+                job.wake.set_result(None)
+        self._go_on()
 
-    def answer(self, jobs: Iterable[Job[W]]) -> None:
-        """Tell the callers of `jobs`, which were detached, their outcomes; on the event loop."""
+    def finish(self, batch: Batch[W]) -> None:
+        """Let the next batch take this one's slot. Jobs of it that are set aside may be settled later."""
+        self._queue.release(batch)
+        self._go_on()
+
+    def fail(self, batch: Batch[W], error: BaseException) -> None:
+        """Settle every job of the batch that is not settled yet with this error, and finish the batch."""
+        jobs = [job for job in batch.jobs if not job.is_settled]
         for job in jobs:
-            self._detached.discard(job)
-            job.finish()
-        self._go_on(asyncio.get_running_loop())
+            job.error = job.error or error
+        self._queue.release(batch)
+        self.settle(jobs)
 
     async def drain(self) -> None:
-        """Wait until nothing is queued or being served."""
-        while self._is_at_work():
+        """Wait until nothing waits and nothing is under way."""
+        while not self._queue.is_empty():
             drained = asyncio.get_running_loop().create_future()
             self._drained.append(drained)
             await drained
 
-    def _plan(self, loop: asyncio.AbstractEventLoop) -> None:
-        # Not at once: what is called in the same cycle of the event loop, or by the callers that were just answered,
-        # joins the batch.
-        if self._idle and not self._is_planned and len(self._waiting) >= (1 if self._is_idle() else self._crowd):
-            self._is_planned = True
-            loop.call_soon(self._start, loop)
+    def counts(self) -> QueueCounts:
+        """What waits and what is under way now."""
+        return self._queue.counts()
 
-    def _start(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _plan(self, loop: asyncio.AbstractEventLoop) -> None:
+        # Not at once: what is called in the same cycle of the event loop, or by the callers that were just woken, joins
+        # the batch.
+        if not self._is_planned and self._queue.is_batch_due():
+            self._is_planned = True
+            loop.call_soon(self._start)
+
+    def _start(self) -> None:
         self._is_planned = False
-        most, waiting = self._most, len(self._waiting)
-        if self._is_idle() and waiting >= 2 * self._crowd > 2:
-            most = min(most, (waiting + 1) // 2)
-        if batch := self._take(most):
-            lane = self._idle.pop()
-            self._serving[lane] = batch
-            done = partial(self._finish, loop, lane, batch)
+        if batch := self._queue.next_batch():
             try:
-                self._serve(lane, batch, done)
+                self._send(batch)
             except BaseException as error:
-                done(error)
+                self.fail(batch, error)
                 if not isinstance(error, Exception):
                     raise
-        elif self._waiting:
-            return  # each for a lane that is busy with what it is about
-        self._go_on(loop)  # with what is left
+        self._go_on()
 
-    def _take(self, most: int) -> list[Job[W]]:
-        batch: list[Job[W]] = []
-        held: list[Job[W]] = []
-        busy = self._busy_keys()
-        while self._waiting and len(batch) < most:
-            job = self._waiting.popleft()
-            if job.withdrawn:
-                continue
-            if busy and self._key is not None and self._key(job.work) in busy:
-                held.append(job)
-            else:
-                job.begun = True
-                batch.append(job)
-        self._waiting.extendleft(reversed(held))
-        return batch
-
-    def _busy_keys(self) -> set[Hashable]:
-        if self._key is None:
-            return set()
-        serving = chain(self._detached, *self._serving.values())
-        return {self._key(job.work) for job in serving if not job.finished}
-
-    def _is_idle(self) -> bool:
-        return len(self._idle) == self._lanes
-
-    def _is_at_work(self) -> bool:
-        return bool(self._waiting or self._detached or not self._is_idle())
-
-    def _finish(
-        self, loop: asyncio.AbstractEventLoop, lane: int, batch: list[Job[W]], error: BaseException | None
-    ) -> None:
-        self._idle.append(lane)
-        self._serving.pop(lane, None)
-        for job in batch:
-            if not job.detached:
-                job.error = job.error or error
-                job.finish()
-        self._go_on(loop)
-
-    def _go_on(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._plan(loop)
-        if self._drained and not self._is_at_work():
+    def _go_on(self) -> None:
+        self._plan(asyncio.get_running_loop())
+        if self._drained and self._queue.is_empty():
             for drained in self._drained:
                 if not drained.done():
                     drained.set_result(None)
@@ -204,69 +294,72 @@ class Batcher(Generic[W]):
 class Groups(Generic[W]):
     """A batch of writes in the groups in which they are tried, one after the other, each group in one transaction.
 
-    Neighbours of one kind go together. Where they fail, each is tried alone, so that one that cannot succeed fails
-    alone. Whoever iterates says of each group how it went.
+    Neighbours of one kind go together. Where a group fails, each of its writes is tried alone, so that one that cannot
+    succeed fails alone. Whoever iterates says of each group how it went.
 
     Args:
-        kind: of a write; equal for those that can share a transaction, None for one that cannot.
-        size: of a write, where groups have a size.
-        most: largest size of a group, but for a write that is larger by itself.
+        jobs: the batch's, in order.
+        kind_of: a write's kind; equal for those that can share a transaction, None for one that cannot.
+        size_of: a write's size, in what `max_size` is measured in.
+        max_size: the largest size of a group, except for a write that is larger by itself.
     """
 
     def __init__(
         self,
         jobs: Iterable[Job[W]],
-        kind: Callable[[W], Hashable],
+        kind_of: Callable[[W], Hashable],
         *,
-        size: Callable[[W], int] | None = None,
-        most: int = 0,
+        size_of: Callable[[W], int],
+        max_size: int,
     ) -> None:
-        groups = _groups(jobs, kind)
-        if size is not None:
-            groups = (part for group in groups for part in _parts(group, size, most))
-        self._groups = deque(groups)
+        self._groups = deque(_grouped(jobs, kind_of, size_of, max_size))
 
-    def __iter__(self) -> Iterator[list[Job[W]]]:
-        while self._groups:
-            yield self._groups.popleft()
+    def __iter__(self) -> Groups[W]:
+        return self
+
+    def __next__(self) -> list[Job[W]]:
+        if not self._groups:
+            raise StopIteration
+        return self._groups.popleft()
 
     def succeeded(self, group: Sequence[Job[W]], results: Iterable[object]) -> None:
         """Each write of the group has its result."""
         for job, result in zip(group, results, strict=True):
             job.result = result
 
-    def failed(self, group: Sequence[Job[W]], error: Exception) -> None:
-        """Nothing of the group was written; try each alone, if there are several."""
+    def failed(self, group: Sequence[Job[W]], error: Exception) -> bool:
+        """Nothing of the group was written. Several are tried again, each alone; one has failed: then True."""
         if len(group) > 1:
             self._groups.extendleft([job] for job in reversed(group))
-        else:
-            group[0].error = error
+            return False
+        group[0].error = error
+        return True
 
     def again(self, group: list[Job[W]]) -> None:
         """Nothing of the group was written; try it once more before the others."""
         self._groups.appendleft(group)
 
-    def failed_for_all(self, group: Sequence[Job[W]], error: Exception) -> None:
-        """Nothing of the group was written, and nothing that is left would be."""
-        for job in chain(group, *self):
+    def failed_for_all(self, group: Sequence[Job[W]], error: Exception) -> list[Job[W]]:
+        """Nothing of the group was written, and nothing that is left would be. Returns all that failed."""
+        failed = [*group, *(job for left in self._groups for job in left)]
+        self._groups.clear()
+        for job in failed:
             job.error = error
+        return failed
 
 
-def _groups(jobs: Iterable[Job[W]], kind: Callable[[W], Hashable]) -> Iterator[list[Job[W]]]:
-    for shared, group in groupby(jobs, lambda job: kind(job.work)):
-        if shared is None:
-            yield from ([job] for job in group)
+def _grouped(
+    jobs: Iterable[Job[W]], kind_of: Callable[[W], Hashable], size_of: Callable[[W], int], max_size: int
+) -> list[list[Job[W]]]:
+    groups: list[list[Job[W]]] = []
+    kind: Hashable = None
+    room = 0
+    for job in jobs:
+        its_kind, size = kind_of(job.work), size_of(job.work)
+        room -= size
+        if groups and its_kind is not None and its_kind == kind and room >= 0:
+            groups[-1].append(job)
         else:
-            yield list(group)
-
-
-def _parts(group: list[Job[W]], size: Callable[[W], int], most: int) -> Iterator[list[Job[W]]]:
-    part: list[Job[W]] = []
-    left = most
-    for job in group:
-        left -= (of_this := size(job.work))
-        if left < 0 and part:
-            yield part
-            part, left = [], most - of_this
-        part.append(job)
-    yield part
+            groups.append([job])
+            kind, room = its_kind, max_size - size
+    return groups

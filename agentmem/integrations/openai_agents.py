@@ -44,6 +44,7 @@ from ..cancellation import UncancellableTask
 from ..engines.sqlite.engine import SQLiteEngine
 from ..engines.sqlite.sdk_tables import SDKTables
 from ..engines.sqlite.takeover import Takeover, check_source
+from ..engines.sqlite.takeover_engine import TakeoverEngine, import_into
 from ..items import Item
 from ..replay import SessionSettings
 from ..session import AsyncSession
@@ -88,7 +89,7 @@ class AsyncSQLiteSession(AsyncSession):
         self.db_path = db_path
         self.sessions_table = sessions_table
         self.messages_table = messages_table
-        engine = SQLiteEngine(os.fspath(db_path), takes_over=SDKTables(sessions_table, messages_table))
+        engine = TakeoverEngine(os.fspath(db_path), SDKTables(sessions_table, messages_table))
         super().__init__(engine, session_id, _settings(session_settings), owns_engine=True)
 
     async def get_items(self, limit: int | None = None) -> list[Item]:
@@ -155,10 +156,15 @@ async def import_history(
     tables = SDKTables(sessions_table, messages_table)
     source = _real_path(file)
     await anyio.to_thread.run_sync(check_source, source, tables)
-    here = into is None or _real_path(into) == source
-    engine = SQLiteEngine(source, takes_over=tables) if into is None or here else SQLiteEngine(into)
+    if into is None or _real_path(into) == source:
+        own_file = TakeoverEngine(source, tables)
+        try:
+            return await own_file.take_over()
+        finally:
+            await own_file.close()
+    engine = SQLiteEngine(into)
     try:
-        return await (engine.take_over(tables) if here else engine.import_from(source, tables))
+        return await import_into(engine, source, tables)
     finally:
         await engine.close()
 

@@ -11,7 +11,7 @@ import pytest
 from stepping import AsyncioCycleLoop, CycleLoop, cycle_loops, on_every_loop
 
 from agentmem.cancellation import UncancellableTask, despite_cancellation
-from agentmem.engines.batching import Batcher, Done, Job
+from agentmem.engines.batching import Batch, Batcher, Queue, QueueCounts
 
 pytestmark = pytest.mark.anyio
 
@@ -22,7 +22,9 @@ WHOLE_BATCH, REFUSED = 1000, 1001
 class Serving:
     """Serves numbers by doubling them, each batch when the gate is opened for it."""
 
-    def __init__(self, *, lanes: int = 1, most: int = 100, crowd: int = 1, is_open: bool = False) -> None:
+    def __init__(
+        self, *, slots: int = 1, max_batch_size: int = 100, second_batch_at: int = 1, is_open: bool = False
+    ) -> None:
         self.batches: list[list[int]] = []
         self.tasks: list[asyncio.Task[None]] = []
         self.at_once = self.most_at_once = 0
@@ -30,14 +32,17 @@ class Serving:
         self.begun = asyncio.Event()
         if is_open:
             self.gate.set()
-        self.batcher: Batcher[int] = Batcher(self.serve, lanes=lanes, most=most, crowd=crowd)
+        self.batcher: Batcher[int] = Batcher(
+            self.send, Queue(slots=slots, max_batch_size=max_batch_size, second_batch_at=second_batch_at)
+        )
 
-    def serve(self, lane: int, jobs: list[Job[int]], done: Done) -> None:
-        if jobs[0].work == REFUSED:
+    def send(self, batch: Batch[int]) -> None:
+        if batch.jobs[0].work == REFUSED:
             raise LookupError("the whole batch")
-        self.tasks.append(UncancellableTask(self.double(jobs, done), loop=asyncio.get_running_loop()))
+        self.tasks.append(UncancellableTask(self.double(batch), loop=asyncio.get_running_loop()))
 
-    async def double(self, jobs: list[Job[int]], done: Done) -> None:
+    async def double(self, batch: Batch[int]) -> None:
+        jobs = batch.jobs
         self.batches.append([job.work for job in jobs])
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
@@ -48,8 +53,11 @@ class Serving:
             if job.work < 0:
                 job.error = ValueError(job.work)
             job.result = job.work * 2
-        failed = any(job.work == WHOLE_BATCH for job in jobs)
-        done(LookupError("the whole batch") if failed else None)
+        if any(job.work == WHOLE_BATCH for job in jobs):
+            self.batcher.fail(batch, LookupError("the whole batch"))
+        else:
+            self.batcher.settle(jobs)
+            self.batcher.finish(batch)
 
     async def call(self, number: int) -> object:
         job = await self.batcher.submit(number)
@@ -59,7 +67,6 @@ class Serving:
 
 
 async def _cancellation_of(work: Coroutine[Any, Any, object]) -> asyncio.CancelledError:
-    # Caught here, because Python 3.10 makes another exception of it for whoever awaits the task.
     with pytest.raises(asyncio.CancelledError) as raised:
         await work
     return raised.value
@@ -76,14 +83,14 @@ async def test_calls_that_wait_while_one_is_served_are_served_together_and_in_or
     assert serving.batches == [[0], list(range(1, 65))]
 
 
-async def test_no_batch_is_larger_than_the_most_and_none_is_forgotten() -> None:
-    serving = Serving(most=10, is_open=True)
+async def test_no_batch_is_larger_than_it_may_be_and_none_is_forgotten() -> None:
+    serving = Serving(max_batch_size=10, is_open=True)
     assert await asyncio.gather(*(serving.call(number) for number in range(20, 55))) == list(range(40, 110, 2))
     assert [len(batch) for batch in serving.batches] == [10, 10, 10, 5]
 
 
-async def test_as_many_batches_are_served_at_a_time_as_there_are_lanes() -> None:
-    serving = Serving(lanes=3, most=2)
+async def test_as_many_batches_are_under_way_at_a_time_as_there_are_slots() -> None:
+    serving = Serving(slots=3, max_batch_size=2)
     calls = [asyncio.create_task(serving.call(number)) for number in range(20, 40)]
     for _ in range(10):
         await asyncio.sleep(0)
@@ -94,8 +101,8 @@ async def test_as_many_batches_are_served_at_a_time_as_there_are_lanes() -> None
     assert sorted(number for batch in serving.batches for number in batch) == list(range(20, 40))
 
 
-async def test_another_lane_is_used_only_for_a_crowd_and_a_crowd_that_finds_all_idle_is_served_in_halves() -> None:
-    serving = Serving(lanes=2, crowd=4)
+async def test_a_second_batch_is_formed_only_of_many_and_many_that_find_no_batch_are_formed_into_two_halves() -> None:
+    serving = Serving(slots=2, second_batch_at=4)
 
     async def after(more: range) -> list[int]:
         calls.extend(asyncio.create_task(serving.call(number)) for number in more)
@@ -130,7 +137,7 @@ async def test_a_call_that_fails_alone_leaves_its_batch_alone() -> None:
 async def test_what_fails_a_whole_batch_fails_each_call_in_it_and_the_next_batch_is_served(
     whole: tuple[int, int],
 ) -> None:
-    serving = Serving(most=2, is_open=True)
+    serving = Serving(max_batch_size=2, is_open=True)
     outcomes = await asyncio.gather(*(serving.call(number) for number in (*whole, 3)), return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [LookupError, LookupError, int]
     await serving.batcher.drain()
@@ -220,7 +227,7 @@ def test_after_every_task_was_cancelled_the_next_call_is_served_whenever_that_wa
     for loop in cycle_loops(kind=kind, eager=eager):
 
         async def main(loop: CycleLoop = loop) -> None:
-            serving = Serving(lanes=2, most=2, is_open=True)
+            serving = Serving(slots=2, max_batch_size=2, is_open=True)
             calls = [asyncio.ensure_future(serving.call(number)) for number in range(20, 29)]
             me = asyncio.current_task()
 
@@ -242,7 +249,7 @@ def test_after_every_task_was_cancelled_the_next_call_is_served_whenever_that_wa
 
 
 async def test_drain_waits_for_all_that_is_queued_and_then_nothing_is_left_running() -> None:
-    serving, before = Serving(most=1), asyncio.all_tasks()
+    serving, before = Serving(max_batch_size=1), asyncio.all_tasks()
     calls = [asyncio.create_task(serving.call(number)) for number in (1, 2, 3)]
     await serving.begun.wait()
     draining = asyncio.create_task(serving.batcher.drain())
@@ -297,3 +304,39 @@ def test_a_loop_that_ends_waits_for_what_cannot_be_cancelled() -> None:
     asyncio.run(main())
     assert ended == [True]
     assert not tasks[0].cancelled()
+
+
+async def test_batches_are_sent_in_the_order_of_their_numbers_and_the_counts_say_what_is_where() -> None:
+    sent: list[Batch[int]] = []
+    batcher: Batcher[int] = Batcher(sent.append, Queue(slots=2, max_batch_size=3))
+    calls = [asyncio.ensure_future(batcher.submit(number)) for number in range(8)]
+    for _ in range(4):
+        await asyncio.sleep(0)
+    assert [batch.number for batch in sent] == [1, 2]
+    assert batcher.counts() == QueueCounts(waiting=2, under_way=6, batches=2)
+    batcher.settle(sent[1].jobs)
+    batcher.finish(sent[1])
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert [(batch.number, batch.slot) for batch in sent] == [(1, 0), (2, 1), (3, 1)]
+    assert batcher.counts() == QueueCounts(waiting=0, under_way=5, batches=2)
+    for batch in (sent[0], sent[2]):
+        batcher.settle(batch.jobs)
+        batcher.finish(batch)
+    assert [job.work for job in await asyncio.gather(*calls)] == list(range(8))
+    assert batcher.counts() == QueueCounts(waiting=0, under_way=0, batches=0)
+
+
+async def test_each_caller_is_woken_when_its_own_job_is_settled_not_when_the_batch_is_finished() -> None:
+    sent: list[Batch[int]] = []
+    batcher: Batcher[int] = Batcher(sent.append, Queue(slots=1, max_batch_size=10))
+    first, second = (asyncio.ensure_future(batcher.submit(number)) for number in range(2))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    ((one, other),) = (batch.jobs for batch in sent)
+    batcher.settle([one])
+    assert await first is one
+    assert not second.done()
+    batcher.settle([other])
+    batcher.finish(sent[0])
+    assert await second is other

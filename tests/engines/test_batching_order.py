@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stepping import AsyncioCycleLoop
 
-from agentmem.engines.batching import Batcher, Done, Groups, Job
+from agentmem.engines.batching import Batch, Batcher, Groups, Job, Queue
 
 pytestmark = pytest.mark.anyio
 
@@ -26,48 +26,49 @@ class Call(NamedTuple):
     number: int
 
 
-class Lanes:
-    """Serves calls when it is told to, and sees to it that what is about the same is never served twice at a time."""
+class Slots:
+    """Carries out calls when it is told to, and sees to it that no two batches are about the same at a time."""
 
-    def __init__(self, *, lanes: int = 2, most: int = 100) -> None:
-        self.serving: dict[int, tuple[list[Job[Call]], Done]] = {}
-        self.detached: list[Job[Call]] = []
+    def __init__(self, *, slots: int = 2, max_batch_size: int = 100) -> None:
+        self.under_way: dict[int, Batch[Call]] = {}
+        self.set_aside: list[Job[Call]] = []
         self.batches: list[list[Call]] = []
-        self.starts = 0
-        self.batcher: Batcher[Call] = Batcher(self.serve, lanes=lanes, most=most, key=self.key)
+        self.looks = 0
+        self.batcher: Batcher[Call] = Batcher(
+            self.send, Queue(slots=slots, max_batch_size=max_batch_size, key=self.key)
+        )
 
     def key(self, call: Call) -> str:
-        self.starts += 1
+        self.looks += 1
         return call.about
 
-    def serve(self, lane: int, jobs: list[Job[Call]], done: Done) -> None:
-        assert lane not in self.serving
-        under_way = [job for batch, _ in self.serving.values() for job in batch if not job.detached]
-        busy = {job.work.about for job in under_way + self.detached}
-        assert not busy & {job.work.about for job in jobs}
-        assert not any(job.withdrawn for job in jobs)
-        self.serving[lane] = jobs, done
-        self.batches.append([job.work for job in jobs])
+    def send(self, batch: Batch[Call]) -> None:
+        assert batch.slot not in self.under_way
+        under_way = [job for other in self.under_way.values() for job in other.jobs if not job.is_settled]
+        busy = {job.work.about for job in under_way + self.set_aside}
+        assert not busy & {job.work.about for job in batch.jobs}
+        assert not any(job.is_withdrawn for job in batch.jobs)
+        self.under_way[batch.slot] = batch
+        self.batches.append([job.work for job in batch.jobs])
 
-    def finish(self, lane: int) -> None:
-        jobs, done = self.serving.pop(lane)
-        for job in jobs:
-            if not job.detached:
-                job.result = job.work.number
-        done(None)
+    def finish(self, slot: int) -> None:
+        batch = self.under_way.pop(slot)
+        self.settle([job for job in batch.jobs if job not in self.set_aside])
+        self.batcher.finish(batch)
 
-    def detach(self, lane: int, which: Callable[[Call], bool]) -> None:
-        """Let go of a part of a lane's batch, which goes on without the lane."""
-        jobs = [job for job in self.serving[lane][0] if which(job.work)]
-        self.batcher.detach(jobs)
-        self.detached += jobs
-        self.finish(lane)
+    def set_some_aside(self, slot: int, which: Callable[[Call], bool]) -> None:
+        """Finish a batch without a part of its jobs, which are settled later."""
+        self.set_aside += [job for job in self.under_way[slot].jobs if which(job.work)]
+        self.finish(slot)
 
     def answer(self, count: int = 1000) -> None:
-        jobs, self.detached = self.detached[:count], self.detached[count:]
+        jobs, self.set_aside = self.set_aside[:count], self.set_aside[count:]
+        self.settle(jobs)
+
+    def settle(self, jobs: list[Job[Call]]) -> None:
         for job in jobs:
             job.result = job.work.number
-        self.batcher.answer(jobs)
+        self.batcher.settle(jobs)
 
     async def call(self, about: str, number: int) -> object:
         return (await self.batcher.submit(Call(about, number))).result
@@ -82,108 +83,108 @@ async def cycles() -> None:
         await asyncio.sleep(0)
 
 
-async def test_what_is_about_the_same_waits_for_its_lane_and_what_is_not_takes_another() -> None:
-    lanes = Lanes()
-    calls = lanes.ask(("a", 0), ("b", 1))
+async def test_what_is_about_the_same_waits_for_its_batch_and_what_is_not_takes_another() -> None:
+    slots = Slots()
+    calls = slots.ask(("a", 0), ("b", 1))
     await cycles()
-    calls += lanes.ask(("a", 2), ("c", 3), ("b", 4), ("a", 5), ("d", 6))
+    calls += slots.ask(("a", 2), ("c", 3), ("b", 4), ("a", 5), ("d", 6))
     await cycles()
-    assert lanes.batches == [[("a", 0), ("b", 1)], [("c", 3), ("d", 6)]]
-    lanes.finish(1)
+    assert slots.batches == [[("a", 0), ("b", 1)], [("c", 3), ("d", 6)]]
+    slots.finish(1)
     await cycles()
-    assert len(lanes.batches) == 2
-    lanes.finish(0)
+    assert len(slots.batches) == 2
+    slots.finish(0)
     await cycles()
-    assert lanes.batches[2:] == [[("a", 2), ("b", 4), ("a", 5)]]
-    (lane,) = lanes.serving
-    lanes.finish(lane)
+    assert slots.batches[2:] == [[("a", 2), ("a", 5), ("b", 4)]]
+    (slot,) = slots.under_way
+    slots.finish(slot)
     assert await asyncio.gather(*calls) == list(range(7))
-    await lanes.batcher.drain()
+    await slots.batcher.drain()
 
 
-async def test_calls_that_all_wait_for_a_lane_cost_the_event_loop_nothing() -> None:
-    lanes = Lanes()
-    calls = lanes.ask(("a", 0))
+async def test_calls_that_all_wait_for_a_batch_cost_the_event_loop_nothing() -> None:
+    slots = Slots()
+    calls = slots.ask(("a", 0))
     await cycles()
-    calls += lanes.ask(*(("a", number) for number in range(1, 50)))
+    calls += slots.ask(*(("a", number) for number in range(1, 50)))
     await cycles()
-    looked = lanes.starts
+    looked = slots.looks
     for _ in range(1000):
         await asyncio.sleep(0)
-    assert lanes.starts == looked
-    lanes.finish(0)
+    assert slots.looks == looked
+    slots.finish(0)
     await cycles()
-    assert [len(batch) for batch in lanes.batches] == [1, 49]
-    lanes.finish(*lanes.serving)
+    assert [len(batch) for batch in slots.batches] == [1, 49]
+    slots.finish(*slots.under_way)
     await asyncio.gather(*calls)
 
 
-async def test_a_call_that_waits_for_its_lane_and_is_cancelled_is_never_served() -> None:
-    lanes = Lanes()
-    first, other, last = lanes.ask(("a", 0), ("b", 9), ("a", 2))
+async def test_a_call_that_waits_for_a_batch_and_is_cancelled_is_never_served() -> None:
+    slots = Slots()
+    first, other, last = slots.ask(("a", 0), ("b", 9), ("a", 2))
     await cycles()
-    held, after = lanes.ask(("a", 3), ("a", 4))
+    held, after = slots.ask(("a", 3), ("a", 4))
     await cycles()
     held.cancel()
     await asyncio.wait([held])
     assert held.cancelled()
-    lanes.finish(0)
+    slots.finish(0)
     await cycles()
-    assert lanes.batches[1:] == [[("a", 4)]]
-    lanes.finish(*lanes.serving)
+    assert slots.batches[1:] == [[("a", 4)]]
+    slots.finish(*slots.under_way)
     assert [await call for call in (first, other, last, after)] == [0, 9, 2, 4]
-    await lanes.batcher.drain()
+    await slots.batcher.drain()
 
 
 async def test_nothing_that_is_left_waits_for_a_call_that_was_cancelled() -> None:
-    lanes = Lanes()
-    (first,) = lanes.ask(("a", 0))
+    slots = Slots()
+    (first,) = slots.ask(("a", 0))
     await cycles()
-    (held,) = lanes.ask(("a", 1))
+    (held,) = slots.ask(("a", 1))
     await cycles()
     held.cancel()
-    draining = asyncio.ensure_future(lanes.batcher.drain())
+    draining = asyncio.ensure_future(slots.batcher.drain())
     await cycles()
     assert not draining.done()
-    lanes.finish(0)
+    slots.finish(0)
     await draining
     assert await first == 0
 
 
-async def test_a_call_that_is_detached_lets_its_lane_go_on_and_still_goes_before_the_next_about_the_same() -> None:
-    lanes = Lanes(lanes=1)
-    calls = lanes.ask(("a", 0), ("b", 1))
+async def test_a_call_that_is_set_aside_lets_its_slot_go_and_still_goes_before_the_next_about_the_same() -> None:
+    slots = Slots(slots=1)
+    calls = slots.ask(("a", 0), ("b", 1))
     await cycles()
-    calls += lanes.ask(("a", 2), ("b", 3))
-    lanes.detach(0, lambda call: call.about == "a")
+    calls += slots.ask(("a", 2), ("b", 3))
+    slots.set_some_aside(0, lambda call: call.about == "a")
     assert await calls[1] == 1
     await cycles()
-    assert lanes.batches[1:] == [[("b", 3)]]
+    assert slots.batches[1:] == [[("b", 3)]]
     assert not calls[0].done()
-    draining = asyncio.ensure_future(lanes.batcher.drain())
-    lanes.finish(0)
+    draining = asyncio.ensure_future(slots.batcher.drain())
+    slots.finish(0)
     await cycles()
     assert not draining.done()
-    lanes.answer()
+    slots.answer()
     await cycles()
     assert await calls[0] == 0
-    assert lanes.batches[2:] == [[("a", 2)]]
-    lanes.finish(0)
+    assert slots.batches[2:] == [[("a", 2)]]
+    slots.finish(0)
     await draining
     assert await asyncio.gather(*calls) == [0, 1, 2, 3]
 
 
-async def test_a_detached_call_that_is_cancelled_raises_it_when_its_outcome_is_known() -> None:
-    lanes = Lanes()
-    (call,) = lanes.ask(("a", 0))
+async def test_a_call_that_is_set_aside_and_cancelled_raises_it_when_its_outcome_is_known() -> None:
+    slots = Slots()
+    (call,) = slots.ask(("a", 0))
     await cycles()
-    lanes.detach(0, lambda call: True)
+    slots.set_some_aside(0, lambda call: True)
     call.cancel()
-    draining = asyncio.ensure_future(lanes.batcher.drain())
+    draining = asyncio.ensure_future(slots.batcher.drain())
     await cycles()
     assert not call.done()
     assert not draining.done()
-    lanes.answer()
+    slots.answer()
     await asyncio.wait([call])
     assert call.cancelled()
     await draining
@@ -193,7 +194,7 @@ STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("ask"), st.lists(st.sampled_from("abcd"), min_size=1, max_size=6)),
         st.tuples(st.just("finish"), st.integers(0, 2)),
-        st.tuples(st.just("detach"), st.tuples(st.integers(0, 2), st.sampled_from("abcd"))),
+        st.tuples(st.just("set aside"), st.tuples(st.integers(0, 2), st.sampled_from("abcd"))),
         st.tuples(st.just("answer"), st.integers(0, 3)),
         st.tuples(st.just("cancel"), st.integers(0, 30)),
     ),
@@ -203,10 +204,10 @@ STEPS = st.lists(
 
 @given(STEPS, st.integers(1, 3), st.integers(1, 5))
 def test_whatever_comes_when_calls_about_the_same_are_served_in_order_and_none_is_forgotten(
-    steps: list[tuple[str, object]], count: int, most: int
+    steps: list[tuple[str, object]], count: int, max_batch_size: int
 ) -> None:
     async def main() -> None:
-        lanes = Lanes(lanes=count, most=most)
+        slots = Slots(slots=count, max_batch_size=max_batch_size)
         calls: list[asyncio.Task[object]] = []
         asked: list[Call] = []
         for step, value in steps:
@@ -214,31 +215,31 @@ def test_whatever_comes_when_calls_about_the_same_are_served_in_order_and_none_i
                 assert isinstance(value, list)
                 new = [Call(about, len(asked) + place) for place, about in enumerate(value)]
                 asked += new
-                calls += lanes.ask(*new)
-            elif step == "finish" and value in lanes.serving:
+                calls += slots.ask(*new)
+            elif step == "finish" and value in slots.under_way:
                 assert isinstance(value, int)
-                lanes.finish(value)
-            elif step == "detach":
+                slots.finish(value)
+            elif step == "set aside":
                 assert isinstance(value, tuple)
-                if value[0] in lanes.serving:
+                if value[0] in slots.under_way:
                     about = value[1]
-                    lanes.detach(value[0], lambda call, about=about: call.about == about)  # type: ignore[misc]  # infers no default
+                    slots.set_some_aside(value[0], lambda call, about=about: call.about == about)  # type: ignore[misc]  # infers no default
             elif step == "answer":
                 assert isinstance(value, int)
-                lanes.answer(value)
+                slots.answer(value)
             elif step == "cancel" and calls:
                 assert isinstance(value, int)
                 calls[value % len(calls)].cancel()
             await cycles()
-        draining = asyncio.ensure_future(lanes.batcher.drain())
-        while lanes.serving or lanes.detached:
-            for lane in list(lanes.serving):
-                lanes.finish(lane)
-            lanes.answer()
+        draining = asyncio.ensure_future(slots.batcher.drain())
+        while slots.under_way or slots.set_aside:
+            for slot in list(slots.under_way):
+                slots.finish(slot)
+            slots.answer()
             await cycles()
         await draining
         outcomes = await asyncio.gather(*calls, return_exceptions=True)
-        served = [call for batch in lanes.batches for call in batch]
+        served = [call for batch in slots.batches for call in batch]
         assert max(Counter(served).values(), default=0) <= 1
         for call, outcome in zip(asked, outcomes, strict=True):
             assert outcome == call.number or isinstance(outcome, asyncio.CancelledError)
@@ -269,7 +270,7 @@ WRITES = st.lists(
 @given(WRITES, st.integers(1, 8))
 def test_every_write_is_tried_in_its_turn_and_only_what_cannot_succeed_fails(writes: list[Write], most: int) -> None:
     jobs = jobs_of(writes)
-    groups = Groups(jobs, lambda write: write.kind, size=lambda write: write.size, most=most)
+    groups = Groups(jobs, lambda write: write.kind, size_of=lambda write: write.size, max_size=most)
     done: list[Job[Write]] = []
     for group in groups:
         assert group
@@ -292,7 +293,7 @@ def test_every_write_is_tried_in_its_turn_and_only_what_cannot_succeed_fails(wri
 @given(WRITES, st.integers(0, 5))
 def test_where_nothing_more_can_be_written_all_that_is_left_fails(writes: list[Write], after: int) -> None:
     jobs = jobs_of(writes)
-    groups = Groups(jobs, lambda write: write.kind, size=lambda write: write.size, most=8)
+    groups = Groups(jobs, lambda write: write.kind, size_of=lambda write: write.size, max_size=8)
     written = 0
     for place, group in enumerate(groups):
         if place == after:
@@ -306,13 +307,15 @@ def test_where_nothing_more_can_be_written_all_that_is_left_fails(writes: list[W
 
 def test_neighbours_of_a_kind_go_together_as_far_as_their_size_allows_and_what_is_none_goes_alone() -> None:
     writes = [Write(kind, size, False) for kind, size in (("a", 3), ("a", 2), ("a", 1), ("b", 9), ("a", 1), (None, 1))]
-    groups = Groups(jobs_of([*writes, writes[-1]]), lambda write: write.kind, size=lambda write: write.size, most=5)
+    groups = Groups(
+        jobs_of([*writes, writes[-1]]), lambda write: write.kind, size_of=lambda write: write.size, max_size=5
+    )
     assert [[job.work.size for job in group] for group in groups] == [[3, 2], [1], [9], [1], [1], [1]]
 
 
 def test_a_group_that_is_tried_again_is_the_next_one() -> None:
     jobs = jobs_of([Write(kind, 0, False) for kind in "abbc"])
-    groups = Groups(jobs, lambda write: write.kind)
+    groups = Groups(jobs, lambda write: write.kind, size_of=lambda write: write.size, max_size=0)
     tried = []
     for group in groups:
         tried.append([jobs.index(job) for job in group])

@@ -20,6 +20,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 from processes import Child, files, holdings, holds_again, run_quietly, threads, writer_lock
+from tools import NO_AGENTS_SDK, NO_SCRIPTED_MODEL
 
 import agentmem
 from agentmem import SessionSettings
@@ -34,7 +35,7 @@ from agentmem.errors import (
 from agentmem.integrations.openai_agents import AsyncSQLiteSession, SQLiteSession, Takeover, import_history
 from agentmem.items import Item
 
-agents = pytest.importorskip("agents", reason="the Agents SDK is not installed")
+agents = pytest.importorskip("agents", reason=NO_AGENTS_SDK)
 sdk_async = pytest.importorskip(
     "agents.extensions.memory.async_sqlite_session", reason="this Agents SDK has no async SQLite session"
 )
@@ -187,7 +188,7 @@ def test_settings_that_are_none_are_a_type_error_as_with_the_sdk(given: Any) -> 
 
 
 async def test_the_sdk_s_runner_talks_through_it_as_through_its_own(path: Path) -> None:
-    testing = pytest.importorskip("agents.testing", reason="this Agents SDK has no scripted model")
+    testing = pytest.importorskip("agents.testing", reason=NO_SCRIPTED_MODEL)
     from openai.types.responses import ResponseOutputMessage
 
     agents.set_tracing_disabled(True)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tools import NO_AGENTS_SDK
 from web_client import EXAMPLES, ROUNDS, USERS, WAIT_S, client_of, converse, environment, history, say, serving
 
 PAGE_LINES = 70
@@ -150,7 +151,7 @@ def test_notebook_makes_plain_calls_under_a_running_loop_and_awaits_on_it_too(tm
 
 
 def test_agents_sdk_goes_on_where_it_stopped_and_replays_whole_exchanges(tmp_path: Path) -> None:
-    pytest.importorskip("agents", reason="the Agents SDK is not installed")
+    pytest.importorskip("agents", reason=NO_AGENTS_SDK)
 
     def expected(sent: list[int], stored: int) -> list[str]:
         return [

@@ -17,6 +17,7 @@ FLOORS = {
     "errors": 0,
     "items": 0,
     "replay": 0,
+    "version": 0,
     "cancellation": 1,
     "checking": 1,
     "lifecycle": 1,

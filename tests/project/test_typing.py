@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from tools import NO_AGENTS_SDK
 
-pytest.importorskip("agents", reason="the Agents SDK is not installed")
+pytest.importorskip("agents", reason=NO_AGENTS_SDK)
 
 PROGRAM = """\
 import agents

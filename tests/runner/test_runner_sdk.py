@@ -8,6 +8,7 @@ from typing import Any
 
 import anyio
 import pytest
+from tools import NO_AGENTS_SDK, NO_SCRIPTED_MODEL
 
 from agentmem.errors import RunError
 from agentmem.runner import Agent, OfflineModel, RunConfig, Runner
@@ -15,8 +16,8 @@ from agentmem.session import AsyncSQLiteSession
 from agentmem.sync import SQLiteSession
 
 # `nox -s lowest` tests with an openai that is older than the SDK allows.
-agents = pytest.importorskip("agents", reason="the Agents SDK is not installed")
-testing = pytest.importorskip("agents.testing", reason="this Agents SDK has no scripted model")
+agents = pytest.importorskip("agents", reason=NO_AGENTS_SDK)
+testing = pytest.importorskip("agents.testing", reason=NO_SCRIPTED_MODEL)
 
 pytestmark = pytest.mark.anyio
 

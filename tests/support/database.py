@@ -9,10 +9,9 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
+import tools
 
-from agentmem.engines.sqlite import connection as sqlite_link
-from agentmem.engines.sqlite.connection import WorkerConnection
+from agentmem.engines.sqlite.connection import Connection, open_connections
 from agentmem.items import Item
 
 
@@ -34,10 +33,10 @@ def stored(path: Path, session_id: str = "user_123") -> list[Item]:
     return [json.loads(item) for _, item in rows]
 
 
-def connections(path: Path) -> list[WorkerConnection]:
+def connections(path: Path) -> list[Connection]:
     """agentmem's own open connections to the file, in this process."""
     name = str(path.resolve())
-    return [raw for raw in list(sqlite_link._live) if raw.execute("PRAGMA database_list").fetchone()[2] == name]
+    return [one for one in open_connections() if one.raw.execute("PRAGMA database_list").fetchone()[2] == name]
 
 
 @contextlib.contextmanager
@@ -46,11 +45,11 @@ def mounted(folder: Path, options: str) -> Iterator[Path]:
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
     try:
-        is_mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
+        subprocess.run(mount, capture_output=True, text=True, check=True)
     except FileNotFoundError:
-        is_mounted = False
-    if not is_mounted:
-        pytest.skip("only root may mount a tmpfs, and not in every container")
+        tools.is_missing("tmpfs", "there is no mount")
+    except subprocess.CalledProcessError as error:
+        tools.is_missing("tmpfs", f"only root may mount a tmpfs, and not in every container: {error.stderr.strip()}")
     try:
         yield folder
     finally:

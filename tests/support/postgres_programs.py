@@ -85,7 +85,7 @@ class Programs:
                 **self._as_another,
             )
 
-    def run(self, program: str, *args: str, folder: Path, stdin: str = "") -> str:
+    def run(self, program: str, *args: str, folder: Path) -> str:
         """Run one to its end; returns its output.
 
         Raises:
@@ -93,7 +93,7 @@ class Programs:
         """
         done: subprocess.CompletedProcess[str] = subprocess.run(
             [str(self._folder / program), *args],
-            input=stdin,
+            stdin=subprocess.DEVNULL,
             capture_output=True,
             encoding="utf-8",
             timeout=WAIT_S,

@@ -22,15 +22,14 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import Self
 
+import postgres_wire
 from ports import HOST, free_port
 from postgres_caretaker import Caretaker
 from postgres_programs import WAIT_S, Programs
 from process_table import children, wait_until_ended, wait_until_stopped
 from waiting import wait_until
-
-Self = TypeVar("Self", bound="PostgresServer")  # typing has it from Python 3.11 on
 
 IDLE = b"Z\x00\x00\x00\x05I"
 """What the server ends its answer with outside of any transaction: what came before is committed (ReadyForQuery)."""
@@ -68,7 +67,7 @@ class PostgresServer:
         """The same behind another port, such as a proxy's."""
         return f"postgresql://agentmem@{self.host}:{port}/test"
 
-    def __enter__(self: Self) -> Self:
+    def __enter__(self) -> Self:
         try:
             self._caretaker = Caretaker(self.folder)
             self._programs.hand_over(self.folder)
@@ -201,9 +200,8 @@ class PostgresServer:
         Raises:
             RuntimeError: one failed, and those after it were not run; the message is the server's.
         """
-        where = ["-h", str(self.folder), "-p", str(self.port), "-U", "postgres", "-d", database]
-        lines = self._run("psql", "-XAtq", "-v", "ON_ERROR_STOP=1", *where, "-f", "-", stdin=statement)
-        return lines.removesuffix("\n")
+        rows = postgres_wire.execute(self.folder / f".s.PGSQL.{self.port}", "postgres", database, statement)
+        return "\n".join(map("|".join, rows))
 
     def configure(self, **settings: object) -> None:
         """Set settings of postgresql.conf, or reset them with None; restarts the server where one needs it.
@@ -260,8 +258,8 @@ class PostgresServer:
     def _make_database(self) -> None:
         self.sql("CREATE ROLE agentmem LOGIN; CREATE DATABASE test OWNER agentmem", database="postgres")
 
-    def _run(self, program: str, *args: str, stdin: str = "") -> str:
-        return self._programs.run(program, *args, folder=self.folder, stdin=stdin)
+    def _run(self, program: str, *args: str) -> str:
+        return self._programs.run(program, *args, folder=self.folder)
 
 
 def _literal(value: object) -> str:

@@ -14,11 +14,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tools import NO_AGENTS_SDK
 
 from agentmem.items import Item
 
 # Any, to mypy: it checks the tests also where the SDK is not installed.
-agents: Any = pytest.importorskip("agents", reason="the Agents SDK is not installed")
+agents: Any = pytest.importorskip("agents", reason=NO_AGENTS_SDK)
 
 from openai.types.responses import (  # noqa: E402  (the SDK brings an openai that has them)
     Response,

@@ -16,8 +16,6 @@ from __future__ import annotations
 import os
 import sqlite3
 
-from .connection import WorkerConnection
-
 LIMIT_BYTES = 16 * 1024 * 1024
 """About how long the WAL gets: as many pages as one table of its index holds, so that readers search no second one
 (sqlite.org/walformat.html). With a quarter of it, SQLite's default, and flushes of 300 µs, 64 sessions that added at
@@ -64,8 +62,8 @@ class Checkpoints:
         """Whether :meth:`run` should be called now."""
         return self._written_bytes >= self._due_bytes or self._size_bytes() > self._longest_bytes
 
-    def run(self, raw: WorkerConnection) -> None:
-        """Copy the WAL into the database, outside any transaction."""
+    def run(self, raw: sqlite3.Connection) -> None:
+        """Copy the WAL into the database, in the connection's thread and outside any transaction."""
         # Room that one large transaction took is given back; a file of the usual size is kept, because to write into
         # it costs half of what it costs to extend one.
         mode = "TRUNCATE" if self._size_bytes() > 4 * LIMIT_BYTES else "RESTART"

@@ -1,133 +1,169 @@
-"""One SQLite connection and its thread, as coroutines see it.
+"""One SQLite connection and the thread that uses it.
 
 Rules kept here:
 
-- A whole batch is one message to the connection's thread and one back. The thread is aiosqlite's, but it serves what
-  is sent to it here: with aiosqlite's own way there and back for each batch, reading the last 20 items took 82 µs
-  where this takes 58 (most of it is two cores that wake each other, and hand over Python's interpreter lock).
-- What awaits here runs in an ``UncancellableTask``: aiosqlite loses a connection whose opening is cancelled.
-- SQLite never crosses a fork: every connection to a file is closed before it (``ConnectionLost`` tells the
-  pool to open another).
+- aiosqlite opens the connection, through its documented interface alone, and has let go of it when :class:`Connection`
+  begins to use it. What one of its releases does differently inside changes nothing here.
+- A whole batch is one message to the connection's thread, and its outcomes are one message back. With a way there and
+  back through aiosqlite for each statement, reading the last 20 items took 82 µs where this takes 58: most of it is
+  two cores that wake each other, and hand over Python's interpreter lock.
+- Batches run one after the other, in the order in which they were sent. Once the connection is closed, none runs any
+  more: each goes back to its sender.
+- SQLite never crosses a fork: every connection to a file is closed before it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import errno
-import os
 import sqlite3
 import sys
 import threading
 from collections.abc import Callable, Iterable
 from queue import SimpleQueue
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 from weakref import WeakSet
 
 import aiosqlite
 
-from ...errors import StorageError, StorageFullError
+from ...errors import StorageError
 from ...lifecycle import around_fork, watch, when_program_ends
-from .file import FileIdentity
+from ..batching import Batch, Job
+from .checkpoint import Checkpoints
+from .file import FileIdentity, opening
 
 T = TypeVar("T")
 
 MEMORY = ":memory:"
 
+OPEN_S = 30.0
+"""How long aiosqlite may take to open a connection, in seconds. It waits for no lock."""
 
-class ConnectionLost(Exception):  # noqa: N818  no error of the caller's: the pool opens a new connection
-    """The connection was closed between two messages: by a fork, a replaced file, or the program's end."""
-
-
-class Checkpointing(Protocol):
-    """When a connection that writes copies the WAL into the database; see ``sqlite_checkpoint``."""
-
-    def wrote(self, sessions: int, size_bytes: int) -> None:
-        """Count a transaction."""
-
-    def is_due(self) -> bool:
-        """Whether to run it after this hop."""
-
-    def run(self, raw: WorkerConnection) -> None:
-        """Run it, in the connection's thread and outside any transaction."""
+LET_GO_S = 5.0
+"""How long aiosqlite and its thread are waited for when they let go of a connection, in seconds. What is left of them
+then is a daemon that nobody needs."""
 
 
-class WorkerConnection(sqlite3.Connection):
-    """An SQLite connection whose thread runs the functions that are sent to it, one after the other.
+class ConnectionLost(Exception):  # noqa: N818  no error of the caller's: the sender opens another connection
+    """The connection was closed: before a fork, because its file was replaced, or at the program's end."""
 
-    aiosqlite passes ``factory=`` on to sqlite3, and calls two methods of what it gets in the connection's own thread:
-    ``execute``, which takes :class:`_HandOver` for parameters here, and ``close`` when it is told to stop.
+
+class Origin(Protocol):
+    """Where a batch comes from, and where its outcomes go.
+
+    Attributes:
+        loop: the event loop on which `settled` and `returned` are called.
     """
 
-    def __init__(self, database: str, *args: Any, **kwargs: Any) -> None:
-        self.lock = threading.Lock()  # held while a function runs, and while the connection closes
-        self.alive = False
+    loop: asyncio.AbstractEventLoop
+
+    def run(self, connection: Connection, batch: Batch[Any]) -> None:
+        """Carry out the batch, in the connection's thread.
+
+        Gives each of the batch's jobs its outcome, and calls :meth:`Connection.settle` for those that have theirs. What
+        it raises is the outcome of the jobs that are left.
+        """
+
+    def take_in(self, outcome: Outcome) -> None:
+        """Settle the jobs that have their outcome."""
+
+    def returned(self, batch: Batch[Any]) -> None:
+        """The batch was not run, because the connection was closed before."""
+
+
+class Outcome:
+    """Which jobs of a batch have their outcome.
+
+    Attributes:
+        is_last: whether the batch was run to its end.
+        error: the outcome of all jobs that are left then; None where none is left.
+    """
+
+    __slots__ = ("batch", "error", "is_last", "jobs", "origin")
+
+    def __init__(self, origin: Origin, batch: Batch[Any]) -> None:
+        self.origin = origin
+        self.batch = batch
+        self.jobs: list[Job[Any]] = []
+        self.is_last = False
+        self.error: BaseException | None = None
+
+
+class _OpenedByAiosqlite(sqlite3.Connection):
+    """A connection that stays open when aiosqlite closes it, and closes by :meth:`disconnect`."""
+
+    def close(self) -> None:
+        """Do nothing; aiosqlite calls it when it lets go of the connection."""
+
+    def disconnect(self) -> None:
+        super().close()
+
+
+class Connection:
+    """One open SQLite connection and its thread. Its coroutines can be awaited on any event loop.
+
+    Attributes:
+        raw: the connection itself, for functions that run in its thread.
+        thread: the thread.
+        is_open: whether SQLite has it open; once it was closed it is not opened again.
+        is_writer: whether it is the one that writes.
+        file: which file it writes to; None for one that reads, and in memory.
+        checkpoints: when it is to copy the WAL into the database; None for one that reads, and in memory.
+    """
+
+    raw: sqlite3.Connection
+
+    def __init__(self, path: str, busy_timeout_s: float) -> None:
         self.is_writer = False
-        self.in_memory = database == MEMORY
-        self.file: FileIdentity | None = None  # of the one that writes
-        self.checkpoints: Checkpointing | None = None  # likewise
-        self.joins_whole: bool | None = None  # whether group_concat keeps NUL; None before that was tried
-        self.thread = threading.current_thread()
-        self._inbox: SimpleQueue[Hop[Any] | None] = SimpleQueue()
+        self.file: FileIdentity | None = None
+        self.checkpoints: Checkpoints | None = None
+        self._path = path
+        self._busy_timeout_s = busy_timeout_s
+        self._opened: _OpenedByAiosqlite | None = None
+        self.is_open = False
+        self._lock = threading.Lock()  # held while a batch runs, and while the connection closes
+        self._inbox: SimpleQueue[tuple[Origin, Batch[Any]] | None] = SimpleQueue()
         self._ending = threading.Lock()  # nothing may be sent that the thread would never see
         self._is_told_to_end = self._has_ended = False
         self._at_end: list[Callable[[], object]] = []
-        self._unreported: Hop[Any] | None = None
-        watch(self.thread)
-        with _opening:
-            super().__init__(database, *args, **kwargs)
-            self.alive = True
-            _live.add(self)
+        self._unreported: list[Outcome] = []
+        # A daemon, because the program's end does not wait for it but ends it; see lifecycle.
+        self.thread = threading.Thread(target=self._run, name="agentmem-sqlite", daemon=True)
 
-    def execute(self, sql: str, parameters: Any = (), /) -> Any:
-        if isinstance(parameters, _HandOver):
-            return parameters.run(self)
-        return super().execute(sql, parameters)
+    @classmethod
+    async def open(cls, path: str, busy_timeout_s: float, prepare: Callable[[Connection], None]) -> Connection:
+        """Connect, and `prepare` the connection in its own thread; closed again where that fails.
 
-    def close(self) -> None:
-        """Serve what is sent, in the connection's own thread, until told to end; then close."""
-        try:
-            try:
-                self._serve()
-            finally:
-                self.report()
-                self.disconnect()
-        except BaseException:
-            # Not to aiosqlite, which would go on with the thread, and nobody would end that: told as of any thread.
-            threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), self.thread)))
-        with self._ending:
-            self._is_told_to_end = self._has_ended = True
-        while not self._inbox.empty():
-            if (hop := self._inbox.get()) is not None:
-                hop.error = ConnectionLost()
-                hop.report()
-        for callback in self._at_end:
-            callback()
+        Raises:
+            ConnectionLost: a fork came between.
+            StorageError: the program is ending.
+            sqlite3.Error: SQLite cannot open it.
+            Exception: what `prepare` raises.
+        """
+        _refuse_at_end()
+        connection = cls(path, busy_timeout_s)
+        loop = asyncio.get_running_loop()
+        opened: asyncio.Future[BaseException | None] = loop.create_future()
 
-    def _serve(self) -> None:
-        while (hop := self._inbox.get()) is not None:
-            if not hop.reports:
-                self.report()
-            hop.run(self)
-            self.report()
-            self._unreported = hop
-            del hop  # else it would keep what it read until the next one comes
-            is_checkpoint_due = self.checkpoints is not None and self.checkpoints.is_due()
-            if is_checkpoint_due or self._inbox.empty():
-                self.report()
-            if is_checkpoint_due:
-                self._checkpoint()
+        def tell(error: BaseException | None) -> bool:
+            return _call_on(loop, lambda: None if opened.done() else opened.set_result(error))
+
+        connection._start(prepare, tell)
+        error = await opened
+        if error is not None:
+            raise error
+        return connection
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether it is to a database in memory, which is gone when it closes."""
+        return self._path == MEMORY
 
     def is_lost(self) -> bool:
         """Whether nothing that is sent now would be run."""
-        return not self.alive or self._is_told_to_end
+        return not self.is_open or self._is_told_to_end
 
-    def _checkpoint(self) -> None:
-        with self.lock:
-            if self.alive and self.checkpoints is not None:
-                self.checkpoints.run(self)
-
-    def send(self, hop: Hop[Any]) -> None:
-        """Have `hop` run in the connection's thread, after those that were sent before.
+    def send(self, origin: Origin, batch: Batch[Any]) -> None:
+        """Have a batch run after those that were sent before.
 
         Raises:
             ConnectionLost: the thread has ended or is about to.
@@ -135,16 +171,33 @@ class WorkerConnection(sqlite3.Connection):
         with self._ending:
             if self._is_told_to_end:
                 raise ConnectionLost
-            self._inbox.put(hop)
+            self._inbox.put((origin, batch))
 
-    def has_unreported(self) -> bool:
-        return self._unreported is not None
+    async def call(self, function: Callable[[Connection], T]) -> T:
+        """Run `function` in the connection's thread; returns its result.
 
-    def report(self) -> None:
-        """Tell of the hop before this one, if that was not done; in the connection's thread."""
-        hop, self._unreported = self._unreported, None
-        if hop is not None:
-            hop.report()
+        Raises:
+            ConnectionLost: the connection was closed before; `function` was not run.
+        """
+        caller = _Caller(function)
+        self.send(caller, caller.batch)
+        await caller.batch.jobs[0].wake
+        (job,) = caller.batch.jobs
+        if job.error is not None:
+            raise job.error
+        return cast(T, job.result)
+
+    async def close(self) -> None:
+        """Run what was sent, close the connection and end its thread. Every outcome has been told of before."""
+        loop = asyncio.get_running_loop()
+        ended = loop.create_future()
+        self.end(lambda: _call_on(loop, lambda: None if ended.done() else ended.set_result(None)))
+        await ended
+
+    def stop(self) -> None:
+        """The same where no event loop runs."""
+        self.end()
+        self.thread.join()
 
     def end(self, then: Callable[[], object] = lambda: None) -> None:
         """Have the thread end when it has run what was sent, and then call `then`, in whatever thread."""
@@ -158,263 +211,274 @@ class WorkerConnection(sqlite3.Connection):
         then()
 
     def disconnect(self) -> None:
-        """Close the connection, from any thread, once the function under way is done. The thread goes on."""
-        with self.lock:
-            moved = self.file if self.alive and self.file is not None and not self.file.is_at_its_path() else None
-            if moved is not None:
+        """Close the connection, from any thread, once the batch under way is done. The thread goes on."""
+        with self._lock:
+            was_moved = self.is_open and self.file is not None and not self.file.is_at_its_path()
+            if was_moved:
                 # SQLite leaves the WAL of such a file at the path where it was: what was acknowledged would be
                 # missing where the file is now, and be played into the one that is at the path next.
                 try:
-                    super().execute("PRAGMA wal_checkpoint(PASSIVE)")
+                    self.raw.execute("PRAGMA wal_checkpoint(PASSIVE)")
                 except sqlite3.Error:
                     pass  # the file is out of reach; its users learn that from FileIdentity.check()
-            self.alive = False
+            self.is_open = False
             try:
-                super().close()
-                if moved is not None:
-                    moved.remove_stale_wal()
+                if self._opened is not None:
+                    self._opened.disconnect()
+                if was_moved and self.file is not None:
+                    self.file.remove_stale_wal()
             finally:
-                _live.discard(self)  # only now: a fork waits for those that are being closed too
+                _open.discard(self)  # only now: a fork waits for those that are being closed too
 
+    # In the connection's thread
 
-class Hop(Generic[T]):
-    """A function on its way to a connection's thread, and its outcome on the way back.
+    def settle(self, origin: Origin, batch: Batch[Any], jobs: Iterable[Job[Any]]) -> None:
+        """Note that these jobs have their outcome; their callers are told with the next :meth:`report`."""
+        self._outcome_of(origin, batch).jobs.extend(jobs)
 
-    Args:
-        function: is called with the connection, in its thread.
-        loop: the event loop that waits for the outcome.
-        done: is called there, with this hop, whose `result` or `error` is set.
-        reports: whether the function calls :meth:`WorkerConnection.report` itself, at a moment when this thread does
-            not need Python's interpreter lock for a while; else that is done before it is called.
-    """
-
-    __slots__ = ("_done", "_function", "_loop", "error", "reports", "result")
-
-    def __init__(
-        self,
-        function: Callable[[WorkerConnection], T],
-        loop: asyncio.AbstractEventLoop,
-        done: Callable[[Hop[T]], object],
-        reports: bool = False,
-    ) -> None:
-        self.reports = reports
-        self._function = function
-        self._loop = loop
-        self._done = done
-        self.result: T | None = None
-        self.error: BaseException | None = None
-
-    def run(self, connection: WorkerConnection) -> None:
-        with connection.lock:
-            try:
-                if not connection.alive:
-                    raise ConnectionLost
-                self.result = self._function(connection)
-            except BaseException as error:  # raised where the hop is awaited
-                self.error = error
+    def has_unreported(self) -> bool:
+        """Whether there are outcomes that were not told of yet."""
+        return bool(self._unreported)
 
     def report(self) -> None:
-        _tell(self._loop, self._done, self)
+        """Tell of the outcomes that there are."""
+        unreported, self._unreported = self._unreported, []
+        for outcome in unreported:
+            _call_on(outcome.origin.loop, outcome.origin.take_in, outcome)
+
+    def _outcome_of(self, origin: Origin, batch: Batch[Any]) -> Outcome:
+        if not self._unreported or self._unreported[-1].batch is not batch:
+            self._unreported.append(Outcome(origin, batch))
+        return self._unreported[-1]
+
+    def _start(self, prepare: Callable[[Connection], None], tell: Callable[[BaseException | None], bool]) -> None:
+        watch(self.thread)
+        self._prepare, self._tell = prepare, tell
+        self.thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._open()
+        except BaseException as error:  # raised where the connection was to be opened
+            self._end_with(error)
+            return
+        if not self._tell(None):
+            self.end()  # whoever opened it is gone with the event loop
+        try:
+            try:
+                self._run_batches()
+            finally:
+                self.report()
+                self.disconnect()
+        except BaseException:
+            # Nobody awaits this thread: told as of any thread.
+            threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), self.thread)))
+        self._end_all()
+
+    def _open(self) -> None:
+        with opening:  # a fork waits until aiosqlite is done
+            _refuse_at_end()
+            self._opened = self.raw = open_through_aiosqlite(self._path, self._busy_timeout_s)
+            self.is_open = True
+            _open.add(self)
+            _connections.add(self)
+        with self._lock:
+            if not self.is_open:
+                raise ConnectionLost
+            self._prepare(self)
+
+    def _end_with(self, error: BaseException) -> None:
+        try:
+            self.disconnect()
+        except Exception as another:
+            error.add_note(f"and closing the connection failed: {another!r}")
+        self._end_all()
+        self._tell(error)
+
+    def _end_all(self) -> None:
+        with self._ending:
+            self._is_told_to_end = self._has_ended = True
+        while not self._inbox.empty():
+            if (message := self._inbox.get()) is not None:
+                self._return(*message)
+        for callback in self._at_end:
+            callback()
+
+    def _run_batches(self) -> None:
+        while (message := self._inbox.get()) is not None:
+            self._run_batch(*message)
+            del message  # else it would keep what it read until the next one comes
+            is_checkpoint_due = self.checkpoints is not None and self.checkpoints.is_due()
+            if is_checkpoint_due or self._inbox.empty():
+                self.report()
+            if is_checkpoint_due:
+                self._checkpoint()
+
+    def _run_batch(self, origin: Origin, batch: Batch[Any]) -> None:
+        with self._lock:
+            if not self.is_open:
+                self._return(origin, batch)
+                return
+            error = None
+            try:
+                origin.run(self, batch)
+            except BaseException as raised:  # raised again where the calls are awaited
+                error = raised
+        last = self._outcome_of(origin, batch)
+        last.is_last, last.error = True, error
+
+    def _return(self, origin: Origin, batch: Batch[Any]) -> None:
+        self.report()  # those before it come first
+        _call_on(origin.loop, origin.returned, batch)
+
+    def _checkpoint(self) -> None:
+        with self._lock:
+            if self.is_open and self.checkpoints is not None:
+                self.checkpoints.run(self.raw)
 
 
-class _HandOver:
-    """Makes aiosqlite give its thread to :meth:`WorkerConnection.close`; stands for a statement's parameters."""
+class _Caller:
+    """One function's way to a connection's thread and back; see :meth:`Connection.call`."""
 
-    def __init__(self, aio: aiosqlite.Connection) -> None:
-        self._aio = aio
-        self.raw: WorkerConnection | None = None
+    def __init__(self, function: Callable[[Connection], Any]) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.batch: Batch[Callable[[Connection], Any]] = Batch(0, 0, [Job(function, self.loop.create_future())])
 
-    def run(self, raw: WorkerConnection) -> _HandOver:
-        self.raw = raw
-        # Told to stop in a thread without an event loop, it reports the end to none: the loop that opened the
-        # connection may be closed long before.
-        self._aio.stop()
-        return self
+    def run(self, connection: Connection, batch: Batch[Any]) -> None:
+        (job,) = batch.jobs
+        job.result = job.work(connection)
 
-    def fetchall(self) -> list[Any]:
-        return []  # aiosqlite fetches from what execute returned
+    def take_in(self, outcome: Outcome) -> None:
+        self._end(outcome.error)
+
+    def returned(self, batch: Batch[Any]) -> None:
+        self._end(ConnectionLost())
+
+    def _end(self, error: BaseException | None) -> None:
+        (job,) = self.batch.jobs
+        job.error = error
+        if not job.wake.done():
+            job.wake.set_result(None)
 
 
-class Link:
-    """One open connection. Its methods can be called on any event loop."""
+def open_through_aiosqlite(path: str, busy_timeout_s: float) -> _OpenedByAiosqlite:
+    """A connection that aiosqlite has opened and let go of, for the calling thread, which has no event loop.
 
-    def __init__(self, raw: WorkerConnection) -> None:
-        self.raw = raw
-        with _opening:  # not while the program's end goes through them, in another thread
-            _links.add(self)
+    On an event loop of its own, so that nothing that happens to the caller's meanwhile leaves aiosqlite's thread
+    waiting. That thread is a daemon where the calling one is, and has mostly ended when this returns.
 
-    @classmethod
-    async def open(cls, path: str, busy_timeout_s: float, prepare: Callable[[WorkerConnection], None]) -> Link:
-        """Connect, and `prepare` the connection in its own thread; closed again when that fails."""
-        threads: list[threading.Thread] = []
+    Raises:
+        sqlite3.Error: SQLite cannot open it.
+        StorageError: aiosqlite did not open it in time.
+    """
+    opened: list[_OpenedByAiosqlite] = []
+    threads: list[threading.Thread] = []
 
-        def connect(*args: Any, **kwargs: Any) -> WorkerConnection:
-            threads.append(threading.current_thread())
-            return WorkerConnection(*args, **kwargs)
+    def make(*args: Any, **kwargs: Any) -> _OpenedByAiosqlite:
+        threads.append(threading.current_thread())
+        opened.append(_OpenedByAiosqlite(*args, **kwargs))
+        return opened[-1]
 
+    async def open_and_let_go() -> None:
         aio = aiosqlite.connect(
             path,
             timeout=busy_timeout_s,
             isolation_level=None,
-            factory=connect,
-            check_same_thread=False,  # disconnect() may come from any thread, under the connection's lock
+            factory=make,
+            check_same_thread=False,  # used in another thread than aiosqlite's, and closed from any, under a lock
         )
-        _connecting.add(aio)
-        hand_over = _HandOver(aio)
         try:
-            await aio
-            await aio.execute_fetchall("", cast(Any, hand_over))
-        except Exception as error:
-            # aiosqlite has told the thread to end, but the thread still reports that to this event loop, which may
-            # be closed a moment later.
-            for thread in threads:
-                thread.join()
-            if isinstance(error, ValueError):  # aiosqlite's word for a connection that was told to stop
-                raise StorageError("the connection was closed because the program is ending") from error
-            raise
+            async with asyncio.timeout(OPEN_S):
+                await aio
+            async with asyncio.timeout(LET_GO_S):
+                await aio.close()
         finally:
-            _connecting.discard(aio)
-        link = cls(cast(WorkerConnection, hand_over.raw))
-        try:
-            await link.hop(prepare)
-        except Exception:
-            await link.close()
-            raise
-        return link
+            # What it may still tell this event loop must find it open.
+            for thread in threads:
+                thread.join(LET_GO_S)
 
-    def is_lost(self) -> bool:
-        """Whether the connection was closed, or is about to be."""
-        return self.raw.is_lost()
-
-    def send(
-        self, function: Callable[[WorkerConnection], T], done: Callable[[Hop[T]], object], *, reports: bool = False
-    ) -> None:
-        """Run `function` in the connection's thread, and then `done` on the running event loop, with the outcome.
-
-        The outcome is a ConnectionLost where the connection was closed before; `function` was not run then.
-        `reports` is explained at :class:`Hop`.
-
-        Raises:
-            ConnectionLost: likewise.
-        """
-        self.raw.send(Hop(function, asyncio.get_running_loop(), done, reports))
-
-    async def hop(self, function: Callable[[WorkerConnection], T]) -> T:
-        """Run `function` in the connection's thread; returns its result.
-
-        Raises:
-            ConnectionLost: the connection was closed before; `function` was not run.
-        """
-        done: asyncio.Future[Hop[T]] = asyncio.get_running_loop().create_future()
-        self.send(function, lambda hop: None if done.done() else done.set_result(hop))
-        hop = await done
-        if hop.error is not None:
-            raise hop.error
-        return cast(T, hop.result)
-
-    async def close(self) -> None:
-        """Run what was sent, close the connection and end its thread."""
-        loop = asyncio.get_running_loop()
-        ended = loop.create_future()
-        self.raw.end(lambda: _tell(loop, lambda _: None if ended.done() else ended.set_result(None), None))
-        await ended
-
-    def stop(self) -> None:
-        """The same where no event loop runs."""
-        self.raw.end()
-        self.raw.thread.join()
-
-
-def _tell(loop: asyncio.AbstractEventLoop, callback: Callable[[Any], object], outcome: object) -> None:
-    """Call back on an event loop, from a connection's thread."""
     try:
-        loop.call_soon_threadsafe(callback, outcome)
+        with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+            runner.run(open_and_let_go())
+    except TimeoutError as error:
+        if not opened:
+            raise StorageError(f"aiosqlite did not open {path} in {OPEN_S:g} s; try again") from error
+        # It is open, and of aiosqlite nothing more is needed.
+    except BaseException:
+        for raw in opened:
+            raw.disconnect()
+        raise
+    return opened[0]
+
+
+def _call_on(loop: asyncio.AbstractEventLoop, callback: Callable[..., object], *args: Any) -> bool:
+    """Call back on an event loop, from a connection's thread; False where that loop is closed."""
+    try:
+        loop.call_soon_threadsafe(callback, *args)
     except RuntimeError:
-        if not loop.is_closed():  # else whoever waited there is gone
+        if not loop.is_closed():
             raise
+        return False  # whoever waited there is gone
+    return True
 
 
-def create_private(path: str) -> None:
-    """Create the file, if there is none, readable by its owner alone; SQLite gives -wal and -shm its mode.
+_has_program_ended = False
+_open: set[Connection] = set()
+"""Those to a file that SQLite has open, which must be closed before a fork, and those in memory."""
 
-    Raises:
-        StorageError: there is no such folder, or it cannot be written.
-        StorageFullError: there is no room.
-    """
-    # Closing any descriptor of a file drops all locks that this process has on it
-    # (sqlite.org/howtocorrupt.html, 2.2), so this happens where no connection can have opened the file yet.
-    with _opening:
-        try:
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-        except FileExistsError:
-            pass  # the usual case; the file keeps the mode that its owner gave it
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise StorageFullError(f"cannot create {path}: {error.strerror}; make room and try again") from error
-            if error.errno in (errno.EMFILE, errno.ENFILE):
-                raise StorageError(f"cannot create {path}: {error.strerror}; close some, or raise the limit") from error
-            folder = os.path.dirname(path)
-            advice = "choose a folder that can be written" if os.path.isdir(folder) else "create its folder first"
-            raise StorageError(f"cannot create {path}: {error.strerror}; {advice}") from error
+_connections: WeakSet[Connection] = WeakSet()
+_inherited: list[Connection] = []
+"""Connections of the parent's: kept, because the threads that would close them do not exist in the child."""
 
 
-_program_has_ended = False
-_opening = threading.Lock()
-_live: set[WorkerConnection] = set()
-_links: WeakSet[Link] = WeakSet()
-_connecting: set[aiosqlite.Connection] = set()
+def open_connections() -> list[Connection]:
+    """Every connection that this process has open now."""
+    return list(_open)
 
 
-def stop_all(links: Iterable[Link]) -> None:
+def stop_all(connections: Iterable[Connection]) -> None:
     """Close connections whose event loops are gone, from a thread without one, the writers last."""
-    for link in sorted(links, key=lambda link: link.raw.is_writer):
-        link.stop()
+    for connection in sorted(connections, key=lambda connection: connection.is_writer):
+        connection.stop()
 
 
-def has_program_ended() -> bool:
-    """Whether the connections were closed because the program ends."""
-    return _program_has_ended
+def _refuse_at_end() -> None:
+    """Open no connection when the program has ended: nobody would close it."""
+    if _has_program_ended:
+        raise StorageError("the connection was closed because the program is ending")
 
 
 def _close_all_at_end() -> None:
-    global _program_has_ended
-    _program_has_ended = True
-    with _opening:
-        links = list(_links)
-    stop_all(links)
-    # What was being opened when its event loop was closed.
-    for aio in list(_connecting):
-        aio.stop()
-    for raw in list(_live):
-        raw.end()
-        raw.disconnect()
+    global _has_program_ended
+    with opening:
+        _has_program_ended = True
+        connections = list(_connections)
+    stop_all(connections)
 
 
 def _close_before_fork() -> None:
-    _opening.acquire()  # until after the fork: no connection is opened meanwhile
-    for raw in sorted(_live, key=lambda raw: raw.is_writer):  # the writers last, so that no reader checkpoints
-        if not raw.in_memory:
+    opening.acquire()  # until after the fork: no connection is opened meanwhile
+    # The writers last, so that no reader checkpoints.
+    for connection in sorted(_open, key=lambda connection: connection.is_writer):
+        if not connection.in_memory:
             try:
-                raw.disconnect()
+                connection.disconnect()
             except StorageError:
                 pass  # what is wrong with the file meets the next call, too; the others must not cross the fork
 
 
 def _go_on_in_parent() -> None:
-    _opening.release()
+    opening.release()
 
 
 def _start_anew_in_child() -> None:
-    global _opening, _program_has_ended
-    _opening, _program_has_ended = threading.Lock(), False
-    _live.clear()
-    _inherited.extend(_links)
-    _links.clear()
-    _connecting.clear()
+    global _has_program_ended
+    opening.release()  # by the thread that forked, which took it
+    _has_program_ended = False
+    _inherited.extend(_connections)
+    _open.clear()
+    _connections.clear()
 
-
-_inherited: list[Link] = []
-"""Links of the parent's: kept, because the threads that would close them do not exist in the child."""
 
 when_program_ends(_close_all_at_end)
 around_fork(before=_close_before_fork, in_parent=_go_on_in_parent, in_child=_start_anew_in_child)

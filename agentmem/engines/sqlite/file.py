@@ -1,10 +1,40 @@
-"""Which file is open: one that is deleted, replaced or emptied meanwhile is noticed, and so is its WAL."""
+"""The database's file: made for its owner alone; one that is deleted, replaced or emptied while it is open is noticed,
+and so is its WAL."""
 
 from __future__ import annotations
 
+import errno
 import os
+import threading
 
-from ...errors import StorageError
+from ...errors import StorageError, StorageFullError
+
+opening = threading.Lock()
+"""Held while a connection is opened or a file is made, and over a fork."""
+
+
+def create_private(path: str) -> None:
+    """Create the file, if there is none, readable by its owner alone; SQLite gives -wal and -shm its mode.
+
+    Raises:
+        StorageError: there is no such folder, or it cannot be written.
+        StorageFullError: there is no room.
+    """
+    # Closing any descriptor of a file drops all locks that this process has on it
+    # (sqlite.org/howtocorrupt.html, 2.2), so this happens where no connection can have opened the file yet.
+    with opening:
+        try:
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+        except FileExistsError:
+            pass  # the usual case; the file keeps the mode that its owner gave it
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise StorageFullError(f"cannot create {path}: {error.strerror}; make room and try again") from error
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                raise StorageError(f"cannot create {path}: {error.strerror}; close some, or raise the limit") from error
+            folder = os.path.dirname(path)
+            advice = "choose a folder that can be written" if os.path.isdir(folder) else "create its folder first"
+            raise StorageError(f"cannot create {path}: {error.strerror}; {advice}") from error
 
 
 class FileIdentity:

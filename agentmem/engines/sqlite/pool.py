@@ -2,90 +2,46 @@
 
 Rules kept here:
 
-- A pool has one connection that writes and a few that read, each opened when it is first needed. However
-  many sessions use the pool, it has no more threads and file descriptors than these need.
-- Writes that wait are committed together, reads that wait are served together.
-- Only the writer checkpoints (see ``sqlite_checkpoint``): readers are set up not to, and are closed before the writer.
+- A pool has one connection that writes and a few that read, each opened when it is first needed. However many sessions
+  use the pool, it has no more threads and file descriptors than these need.
+- Writes that wait are committed together; reads that wait are carried out together.
+- Only the writer checkpoints (see ``checkpoint``): readers are set up not to, and are closed before the writer.
 - Nothing is acknowledged that went into a file which is no longer at its path.
-
-No SQL here: a :class:`Database` says how to prepare a connection and how to serve a batch.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
-from collections.abc import Callable, Coroutine, Hashable
-from contextlib import nullcontext
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
 from weakref import WeakKeyDictionary
 
-from ...cancellation import UncancellableTask, despite_cancellation
-from ...errors import SessionClosedError, StorageError
+from ...cancellation import despite_cancellation
 from ...lifecycle import around_fork
-from ..batching import Batcher, Done, Job
+from ..batching import Batch, Batcher, Queue, QueueCounts
 from ..pools import Leases, LoopPool, Pools
-from .connection import (
-    MEMORY,
-    ConnectionLost,
-    Hop,
-    Link,
-    WorkerConnection,
-    create_private,
-    has_program_ended,
-    stop_all,
-)
-from .file import FileIdentity
+from .connection import Connection, ConnectionLost, Origin, stop_all
+from .file import FileIdentity, create_private
+from .memory import MemoryDatabase
+from .schema import prepare_reader, prepare_writer
+from .sender import Sender
+from .statements import Read, Write
+from .transaction import run_reads, run_writes
 
 READERS = 3
 """Connections that read. More bring nothing under Python's interpreter lock; with fewer, reads of a few
 whole histories would hold up the short ones."""
 
-MOST_WRITES = 512
-"""Largest group commit; bounds how long the first of a group waits for the last."""
+MAX_WRITES = 512
+"""The largest number of writes in a batch; bounds how long the first of them waits for the last."""
 
-CROWD = 16
-"""Writes that wait before they are handed to the writer while it commits others; see ``sqlite_schema.Transaction``.
-For fewer, a flush of their own costs more than the turn-taking."""
+SECOND_BATCH_AT = 16
+"""How many writes must wait before they are handed to the writer while it commits others; see
+``transaction.Transaction``. For fewer, a flush of their own costs more than the handing over."""
 
-MOST_READS = 64
-"""Largest batch of reads, likewise."""
-
-Serve = Callable[[WorkerConnection, "list[Job[Any]]"], None]
-"""Gives each job of a batch its result or error; runs in the connection's thread."""
-
-
-class MemoryLink:
-    """The one connection of an in-memory database, which all event loops share: closing it ends the data."""
-
-    def __init__(self) -> None:
-        self.link: Link | None = None
-        self.lock = threading.Lock()
-        self._process = os.getpid()
-        self._is_closed = False
-
-    async def open(self, database: Database) -> Link:
-        if self._is_closed:
-            raise SessionClosedError("the database in memory was closed; open a new one")
-        if self.link is not None and self.link.is_lost():
-            raise StorageError("the session in memory was closed because the program is ending")
-        if self.link is None:
-            link = await Link.open(MEMORY, database.busy_timeout_s, database.prepare_writer)
-            with self.lock:
-                if self.link is None:
-                    self.link = link
-            if self.link is not link:  # another loop's thread was faster
-                await link.close()
-        return self.link
-
-    async def close(self) -> None:
-        self._is_closed = True
-        link, self.link = self.link, None
-        if link is not None and self._process == os.getpid():  # a fork has no thread that could close it
-            await link.close()
+MAX_READS = 64
+"""The largest number of reads in a batch."""
 
 
 @dataclass(frozen=True)
@@ -93,22 +49,47 @@ class Database:
     """What a pool opens, and how.
 
     Args:
-        path: of the file, absolute and without links; unused for one in memory.
+        name: the path as messages name it.
+        path: of the file, absolute and without links; unused for a database in memory.
         key: equal for two databases that share a pool.
-        busy_timeout_s: how long a statement waits for another process's lock.
-        prepare_writer, prepare_reader: set up a fresh connection, in its thread.
-        write, read: serve a batch.
+        busy_timeout_s: how long a statement waits for another process's lock, in seconds.
+        durability: "full" or "normal", see ``schema.prepare_writer``.
+        accepts_sdk_file: whether a file of the Agents SDK's, without agentmem's tables, may be opened.
         memory: set for a database in memory.
     """
 
+    name: str
     path: str
     key: Hashable
     busy_timeout_s: float
-    prepare_writer: Callable[[WorkerConnection], None]
-    prepare_reader: Callable[[WorkerConnection], None]
-    write: Serve
-    read: Serve
-    memory: MemoryLink | None = field(default=None, compare=False)
+    durability: str
+    accepts_sdk_file: bool = False
+    memory: MemoryDatabase | None = field(default=None, compare=False)
+
+    def prepare_writer(self, connection: Connection) -> None:
+        """Set up the connection that writes, in its thread."""
+        prepare_writer(
+            connection,
+            self.name,
+            busy_timeout_s=self.busy_timeout_s,
+            durability=self.durability,
+            accepts_sdk_file=self.accepts_sdk_file,
+        )
+
+
+@dataclass(frozen=True)
+class PoolCounts:
+    """What a pool holds at one moment.
+
+    Attributes:
+        writers, readers: connections that are open.
+        writes, reads: what waits and what is under way.
+    """
+
+    writers: int
+    readers: int
+    writes: QueueCounts
+    reads: QueueCounts
 
 
 class Pool(LoopPool):
@@ -117,67 +98,88 @@ class Pool(LoopPool):
     def __init__(self, database: Database, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(database.key, loop)
         self.database = database
-        self.writes: Batcher[Any] = Batcher(self._serve_writes, lanes=2, most=MOST_WRITES, crowd=CROWD)
-        self.reads: Batcher[Any] = Batcher(self._serve_reads, lanes=READERS, most=MOST_READS)
-        self._writer: Link | None = None
-        self._readers: list[Link | None] = [None] * READERS
-        self._opening = asyncio.Lock()
-        self._turn = asyncio.Lock()  # of the writes that wait for a connection
-        self._unsent = 0  # how many these are
-        self._tasks: set[asyncio.Task[None]] = set()
         self._file: FileIdentity | None = None
-        self._replaced = False
+        self._is_replaced = False
+        self.writes: Batcher[Write] = Batcher(
+            self._send_writes, Queue(slots=2, max_batch_size=MAX_WRITES, second_batch_at=SECOND_BATCH_AT)
+        )
+        self.reads: Batcher[Read] = Batcher(self._send_reads, Queue(slots=READERS, max_batch_size=MAX_READS))
+        self._writer = Sender(self.writes, self._run_writes, self._open_writer, loop)
+        self._readers = [Sender(self.reads, self._run_reads, self._open_reader, loop) for _ in range(READERS)]
+
+    def __repr__(self) -> str:
+        counts = self.counts()
+        return (
+            f"<Pool on {self.database.name}: {counts.writers} writer and {counts.readers} readers open, "
+            f"{counts.writes.waiting + counts.reads.waiting} calls waiting, "
+            f"{counts.writes.under_way + counts.reads.under_way} under way>"
+        )
+
+    def counts(self) -> PoolCounts:
+        """What it holds now."""
+        return PoolCounts(
+            writers=int(self._writer.is_connected()),
+            readers=sum(reader.is_connected() for reader in self._readers),
+            writes=self.writes.counts(),
+            reads=self.reads.counts(),
+        )
 
     async def open(self) -> None:
         """Connect, and have the schema created or upgraded, unless that was done."""
         # A task costs as much as half of opening a handle on a pool that is open.
-        if self._writer is None or self._writer.is_lost():
-            await despite_cancellation(self._open_writer())
+        if not self._writer.is_connected():
+            await despite_cancellation(self._writer.connected())
 
     async def close(self) -> None:
-        """The writer last."""
+        """Finish what was asked for, then close the readers, then the writer."""
         await despite_cancellation(self._close())
 
     def is_current(self) -> bool:
         """Whether the file at the path is still the one that was opened, or none was opened yet."""
-        return not self._replaced and (self._file is None or self._file.is_at_its_path())
+        return not self._is_replaced and (self._file is None or self._file.is_at_its_path())
 
     def retire(self) -> None:
         """Let go of a file that was replaced, from any thread; those who still use it get StorageError."""
-        self._replaced = True
-        for link in self._links():
-            link.raw.disconnect()
+        self._is_replaced = True
+        for connection in self._connections():
+            connection.disconnect()
 
     def abandon(self) -> None:
-        # In a thread, because stopping a connection under a running loop reports to that loop, which may be
-        # closed by then.
-        thread = threading.Thread(target=stop_all, args=(self._links(),), name="agentmem-abandon")
+        # In a thread, because closing waits for what the connections still run.
+        thread = threading.Thread(target=stop_all, args=(self._connections(),), name="agentmem-abandon")
         thread.start()
         _abandoned[thread] = self.database.path
 
-    def _awaits_abandoned(self) -> bool:
-        path = self.database.path
-        return any(thread.is_alive() for thread, theirs in list(_abandoned.items()) if theirs == path)
+    def _connections(self) -> list[Connection]:
+        """Those that are this pool's to close, the readers first."""
+        if self.database.memory is not None:
+            return []
+        connections = [*(reader.connection for reader in self._readers), self._writer.connection]
+        return [connection for connection in connections if connection is not None]
 
-    def _links(self) -> list[Link]:
-        links = [*self._readers, self._writer] if self.database.memory is None else []
-        return [link for link in links if link is not None]
+    async def _close(self) -> None:
+        await self.writes.drain()
+        await self.reads.drain()
+        if self.database.memory is None:  # else the connection is not this pool's alone
+            for reader in self._readers:
+                await reader.close()
+            await self._writer.close()
 
-    async def _open_writer(self) -> Link:
-        async with self._opening:
-            if self._writer is None or self._writer.is_lost():
-                if self._writer is not None:
-                    _refuse_at_end()
-                    await self._writer.close()
-                if self._replaced and self._file is not None:
-                    raise self._file.replaced()
-                if self.database.memory is not None:
-                    self._writer = await self.database.memory.open(self.database)
-                else:
-                    self._writer = await self._open_file()
-        return self._writer
+    # Sending, on the event loop
 
-    async def _open_file(self) -> Link:
+    def _send_writes(self, batch: Batch[Write]) -> None:
+        self._writer.send(batch)
+
+    def _send_reads(self, batch: Batch[Read]) -> None:
+        self._readers[batch.slot].send(batch)
+
+    # Opening
+
+    async def _open_writer(self) -> Connection:
+        if self._is_replaced and self._file is not None:
+            raise self._file.replaced()
+        if self.database.memory is not None:
+            return await self.database.memory.open()
         # SQLite keeps a closed connection's descriptor for as long as another of this process has the file locked
         # (POSIX drops all locks of a process with any descriptor): with the old pool closed first, none is left.
         while self._awaits_abandoned():  # noqa: ASYNC110  a thread that waits for a thread would be one more to end
@@ -189,128 +191,55 @@ class Pool(LoopPool):
             file = self._file
             file.check()  # reopened after a fork: it must not become another file unnoticed
 
-        def prepare(raw: WorkerConnection) -> None:
+        def prepare(connection: Connection) -> None:
             if not file.is_at_its_path():
                 raise file.replaced()  # SQLite may have opened the other one, whose WAL is not ours to remove
-            raw.file = file
+            connection.file = file
             try:
-                self.database.prepare_writer(raw)
+                self.database.prepare_writer(connection)
             finally:
                 file.remember_wal()
 
-        link = await self._open(prepare)
+        connection = await self._open(prepare)
         self._file = file
-        return link
+        return connection
 
-    async def _open(self, prepare: Callable[[WorkerConnection], None]) -> Link:
+    async def _open_reader(self) -> Connection:
+        # The writer comes first: it creates the schema, and recovers the WAL after a crash.
+        writer = await self._writer.connected()
+        if self._file is None:
+            return writer  # a database in memory has one connection
+        self._file.check()  # where there is no file, SQLite would make one
+        return await self._open(prepare_reader)
+
+    async def _open(self, prepare: Callable[[Connection], None]) -> Connection:
         while True:
             try:
-                return await Link.open(self.database.path, self.database.busy_timeout_s, prepare)
+                return await Connection.open(self.database.path, self.database.busy_timeout_s, prepare)
             except ConnectionLost:
                 pass  # a fork came between connecting and preparing
 
-    def _serve_writes(self, lane: int, jobs: list[Job[Any]], done: Done) -> None:
-        self._serve(self._writer, self._open_writer, partial(self._write, jobs=jobs), done, is_write=True)
+    def _awaits_abandoned(self) -> bool:
+        path = self.database.path
+        return any(thread.is_alive() for thread, theirs in list(_abandoned.items()) if theirs == path)
 
-    def _serve_reads(self, lane: int, jobs: list[Job[Any]], done: Done) -> None:
-        self._serve(
-            self._readers[lane], partial(self._open_reader, lane), partial(self._read, jobs=jobs), done, is_write=False
-        )
+    # Running, in a connection's thread
 
-    def _serve(
-        self,
-        link: Link | None,
-        open_link: Callable[[], Coroutine[Any, Any, Link]],
-        function: Callable[[WorkerConnection], None],
-        done: Done,
-        *,
-        is_write: bool,
-    ) -> None:
-        """Run `function` in the thread of `link`, or of a new one where that is lost or was not opened yet."""
+    def _run_writes(self, connection: Connection, origin: Origin, batch: Batch[Write]) -> None:
+        # Looked at after the commit: the file can be deleted at any time before it, and then nothing was stored.
+        run_writes(connection, origin, batch, confirm=self._check_file)
 
-        def served(hop: Hop[None]) -> None:
-            if isinstance(hop.error, ConnectionLost):
-                self._serve(None, open_link, function, done, is_write=is_write)
-            else:
-                done(hop.error)
-
-        async def open_and_send() -> None:
-            try:
-                if link is not None:
-                    await link.close()  # with the news of what was sent before, which then queues up first
-                async with self._turn if is_write else nullcontext():
-                    while True:
-                        try:
-                            return (await open_link()).send(function, served, reports=is_write)
-                        except ConnectionLost:
-                            pass
-            except BaseException as error:
-                if not self.loop.is_closed():  # else nobody waits
-                    done(error)
-                if not isinstance(error, Exception):
-                    raise
-            finally:
-                self._unsent -= is_write
-
-        # Writes happen in the order in which they were asked for: while one of them waits for a connection, the later
-        # ones queue up behind it, also when there is one in the meantime.
-        if link is not None and not (is_write and self._unsent):
-            try:
-                return link.send(function, served, reports=is_write)
-            except ConnectionLost:
-                pass
-        else:
-            link = None
-        self._unsent += is_write
-        task = UncancellableTask(open_and_send(), loop=self.loop)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _open_reader(self, lane: int) -> Link:
-        # The writer comes first: it creates the schema, and recovers the WAL after a crash.
-        link = await self._open_writer()
-        if self._file is not None:
-            reader = self._readers[lane]
-            if reader is not None:
-                if not reader.is_lost():
-                    return reader
-                _refuse_at_end()
-                await reader.close()
-            self._file.check()  # where there is no file, SQLite would make one
-            link = await self._open(self.database.prepare_reader)
-        self._readers[lane] = link
-        return link
-
-    def _write(self, raw: WorkerConnection, *, jobs: list[Job[Any]]) -> None:
-        self.database.write(raw, jobs)
-        # After the commit: the file can be deleted at any time before it, and then nothing was stored.
+    def _run_reads(self, connection: Connection, origin: Origin, batch: Batch[Read]) -> None:
         self._check_file()
-
-    def _read(self, raw: WorkerConnection, *, jobs: list[Job[Any]]) -> None:
-        self._check_file()
-        self.database.read(raw, jobs)
+        run_reads(connection, origin, batch)
 
     def _check_file(self) -> None:
         if self._file is not None:
             self._file.check()
             # After a fork a reader may be opened before the writer, and with it another WAL.
-            if self._writer is not None and self._writer.raw.alive:
+            writer = self._writer.connection
+            if writer is not None and writer.is_open:
                 self._file.check_wal()
-
-    async def _close(self) -> None:
-        await self.writes.drain()
-        await self.reads.drain()
-        async with self._opening:  # an open() may be under way
-            for link in self._links():
-                await link.close()
-            self._readers = [None] * READERS
-            self._writer = None
-
-
-def _refuse_at_end() -> None:
-    """Open no connection again that was closed because the program ends: nobody would close it."""
-    if has_program_ended():
-        raise StorageError("the connection was closed because the program is ending")
 
 
 _pools: Pools[Pool] = Pools()

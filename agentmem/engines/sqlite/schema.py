@@ -7,7 +7,9 @@ Rules kept here:
   separate index and 227 µs with WITHOUT ROWID, whose inner pages hold whole rows.
 - ``PRAGMA application_id`` and ``user_version`` tell agentmem's files from others and older from newer ones. Another
   program's database, and a newer agentmem's, is left exactly as it is.
-- A file of the Agents SDK's that is taken over gets agentmem's tables with that, in one transaction.
+- Each version has a step that brings a file to it from the one before. The steps that a file lacks run in one
+  transaction.
+- A file of the Agents SDK's that is taken over gets agentmem's tables with that, in one transaction (see ``takeover``).
 """
 
 from __future__ import annotations
@@ -17,90 +19,109 @@ import sqlite3
 import time
 
 from ...errors import SchemaVersionError, StorageError
-from . import takeover
 from .checkpoint import Checkpoints
-from .connection import WorkerConnection
+from .connection import Connection
 from .errors import BUSY, primary_code
-from .sdk_tables import SDKTables, holds_sdk_tables, is_sdk_file
+from .sdk_tables import BOOKMARKS, holds_sdk_tables, is_sdk_file
 
 APPLICATION_ID = 0x61676D65  # "agme"
-SCHEMA_VERSION = 1
 
 POSITION_BITS = 32
 """Of an item's key; the session's key stands above them."""
 
-_TABLES = (
-    """
-    CREATE TABLE agentmem_sessions (
-        session_key INTEGER PRIMARY KEY,
-        session_id TEXT NOT NULL UNIQUE,
-        next_position INTEGER NOT NULL CHECK (next_position <= 0x100000000),  -- what item_key has room for
-        created_at REAL NOT NULL,  -- seconds since 1970, UTC
-        updated_at REAL NOT NULL
-    )
-    """,
-    """
-    CREATE TABLE agentmem_items (
-        item_key INTEGER PRIMARY KEY,  -- session_key << 32 | position
-        created_at REAL NOT NULL,
-        item TEXT NOT NULL  -- JSON
-    )
-    """,
-    takeover.SCHEMA,
-    # For people with the sqlite3 shell; agentmem reads the tables.
-    """
-    CREATE VIEW agentmem_history AS
-        SELECT session_id, item_key & 0xFFFFFFFF AS position, datetime(i.created_at, 'unixepoch') AS created_at, item
-        FROM agentmem_items AS i JOIN agentmem_sessions ON session_key = item_key >> 32
-    """,
+_STEPS: tuple[tuple[str, ...], ...] = (
+    # To version 1.
+    (
+        """
+        CREATE TABLE agentmem_sessions (
+            session_key INTEGER PRIMARY KEY,
+            session_id TEXT NOT NULL UNIQUE,
+            next_position INTEGER NOT NULL CHECK (next_position <= 0x100000000),  -- what item_key has room for
+            created_at REAL NOT NULL,  -- seconds since 1970, UTC
+            updated_at REAL NOT NULL
+        )
+        """,
+        """
+        CREATE TABLE agentmem_items (
+            item_key INTEGER PRIMARY KEY,  -- session_key << 32 | position
+            created_at REAL NOT NULL,
+            item TEXT NOT NULL  -- JSON
+        )
+        """,
+        BOOKMARKS,
+        # For people with the sqlite3 shell; agentmem reads the tables.
+        """
+        CREATE VIEW agentmem_history AS
+            SELECT
+                session_id, item_key & 0xFFFFFFFF AS position, datetime(i.created_at, 'unixepoch') AS created_at, item
+            FROM agentmem_items AS i JOIN agentmem_sessions ON session_key = item_key >> 32
+        """,
+    ),
 )
+"""The statements that bring a file from each version to the next one; a new file has version 0."""
+
+SCHEMA_VERSION = len(_STEPS)
 
 
 def prepare_writer(
-    raw: WorkerConnection, path: str, *, busy_timeout_s: float, durability: str, takes_over: SDKTables | None
+    connection: Connection, name: str, *, busy_timeout_s: float, durability: str, accepts_sdk_file: bool
 ) -> None:
     """Set up the connection that writes, and have the tables made or upgraded.
 
+    Args:
+        name: the path as messages name it.
+        busy_timeout_s: how long to wait for another process's lock, in seconds.
+        durability: "full" flushes every commit to the disk; "normal" leaves that to the next checkpoint.
+        accepts_sdk_file: whether a file of the Agents SDK's is left as it is, for a takeover to add agentmem's tables.
+
     Raises:
-        StorageError, SchemaVersionError: it is not a file for this agentmem.
+        StorageError: it is not a file for agentmem, or cannot be used in WAL mode.
+        SchemaVersionError: a newer agentmem wrote it.
     """
-    raw.is_writer = True
-    if not raw.in_memory:
-        refuse_foreign(raw, path, takes_over)
-        _switch_to_wal(raw, path, time.monotonic() + busy_timeout_s)
+    raw = connection.raw
+    connection.is_writer = True
+    if not connection.in_memory:
+        _refuse_others(raw, name, accepts_sdk_file)
+        _switch_to_wal(raw, name, time.monotonic() + busy_timeout_s)
     raw.execute(f"PRAGMA synchronous = {'FULL' if durability == 'full' else 'NORMAL'}")
     raw.execute("PRAGMA wal_autocheckpoint = 0")
-    if not raw.in_memory:
-        raw.checkpoints = Checkpoints(os.path.realpath(path))  # SQLite follows links, too
+    if not connection.in_memory:
+        connection.checkpoints = Checkpoints(os.path.realpath(name))  # SQLite follows links, too
     raw.execute("PRAGMA fullfsync = ON")  # macOS: fsync() alone leaves the data in the drive's cache
-    if takes_over is None or not is_sdk_file(raw):  # else with the takeover, in one transaction
-        _create_or_upgrade(raw, path, takes_over)
+    if not (accepts_sdk_file and is_sdk_file(raw)):
+        _create_or_upgrade(raw, name, accepts_sdk_file)
 
 
-def prepare_reader(raw: WorkerConnection) -> None:
+def prepare_reader(connection: Connection) -> None:
     """Set up a connection that reads."""
-    # Only the writer writes and checkpoints; see sqlite_checkpoint.
-    raw.execute("PRAGMA query_only = ON")
-    raw.execute("PRAGMA wal_autocheckpoint = 0")
+    # Only the writer writes and checkpoints; see checkpoint.
+    connection.raw.execute("PRAGMA query_only = ON")
+    connection.raw.execute("PRAGMA wal_autocheckpoint = 0")
 
 
-def create_tables(raw: WorkerConnection) -> None:
-    """Make agentmem's tables, if there are none; inside the caller's transaction."""
-    if raw.execute("PRAGMA user_version").fetchone() == (0,):
-        for statement in _TABLES:
-            raw.execute(statement)
+def upgrade(raw: sqlite3.Connection) -> None:
+    """Bring the tables to ``SCHEMA_VERSION``, from whatever version they have; inside the caller's transaction."""
+    (version,) = raw.execute("PRAGMA user_version").fetchone()
+    if version < SCHEMA_VERSION:
+        for step in _STEPS[version:]:
+            for statement in step:
+                raw.execute(statement)
         raw.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         raw.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 
-def require_tables(raw: sqlite3.Connection, path: str) -> None:
-    """Raises what opening the file would raise, and StorageError where opening would make agentmem's tables."""
-    refuse_foreign(raw, path, takes_over=None)
+def require_tables(raw: sqlite3.Connection, name: str) -> None:
+    """Refuse a file that is not agentmem's, and one in which opening would make agentmem's tables.
+
+    Raises:
+        StorageError, SchemaVersionError: as :func:`prepare_writer`; StorageError also where the file is empty.
+    """
+    _refuse_others(raw, name, accepts_sdk_file=False)
     if raw.execute("PRAGMA application_id").fetchone() != (APPLICATION_ID,):
-        raise StorageError(f"{path} is empty, nothing was ever stored in it; check the path")
+        raise StorageError(f"{name} is empty, nothing was ever stored in it; check the path")
 
 
-def refuse_foreign(raw: sqlite3.Connection, path: str, takes_over: SDKTables | None) -> None:
+def _refuse_others(raw: sqlite3.Connection, name: str, accepts_sdk_file: bool) -> None:
     """Leave other programs' databases and newer versions' files exactly as they are."""
     application_id, version, tables = raw.execute(
         """
@@ -111,22 +132,22 @@ def refuse_foreign(raw: sqlite3.Connection, path: str, takes_over: SDKTables | N
     if application_id == APPLICATION_ID:
         if version > SCHEMA_VERSION:
             raise SchemaVersionError(
-                f"{path} has schema version {version}, this agentmem knows up to {SCHEMA_VERSION}; upgrade agentmem"
+                f"{name} has schema version {version}, this agentmem knows up to {SCHEMA_VERSION}; upgrade agentmem"
             )
     elif is_sdk_file(raw):
-        if takes_over is None:
+        if not accepts_sdk_file:
             raise StorageError(
-                f"{path} was written by the Agents SDK. To go on with its history, import SQLiteSession or "
+                f"{name} was written by the Agents SDK. To go on with its history, import SQLiteSession or "
                 "AsyncSQLiteSession from agentmem.integrations.openai_agents, or run: agentmem import-sdk FILE"
             )
     elif tables or application_id or version:
         raise StorageError(
-            f"{path} is another program's database; give agentmem a file of its own"
+            f"{name} is another program's database; give agentmem a file of its own"
             + (" (agentmem import-sdk FILE --into NEW copies the Agents SDK's history)" * holds_sdk_tables(raw))
         )
 
 
-def _switch_to_wal(raw: WorkerConnection, path: str, deadline: float) -> None:
+def _switch_to_wal(raw: sqlite3.Connection, name: str, deadline: float) -> None:
     while True:
         try:
             (mode,) = raw.execute("PRAGMA journal_mode = WAL").fetchone()
@@ -138,53 +159,20 @@ def _switch_to_wal(raw: WorkerConnection, path: str, deadline: float) -> None:
             time.sleep(0.005)
         else:
             if mode != "wal":
-                raise StorageError(f"{path} cannot be used in WAL mode ({mode} instead); put it on a local disk")
+                raise StorageError(f"{name} cannot be used in WAL mode ({mode} instead); put it on a local disk")
             return
 
 
-def _create_or_upgrade(raw: WorkerConnection, path: str, takes_over: SDKTables | None) -> None:
+def _create_or_upgrade(raw: sqlite3.Connection, name: str, accepts_sdk_file: bool) -> None:
     (version,) = raw.execute("PRAGMA user_version").fetchone()
     if version == SCHEMA_VERSION:
         return
-    with Transaction(raw):
-        # Looked at again under the lock: another process may have created it meanwhile.
-        refuse_foreign(raw, path, takes_over)
-        create_tables(raw)
-
-
-class Transaction:
-    """``BEGIN IMMEDIATE``, then ``COMMIT``, or ``ROLLBACK`` when something is raised.
-
-    The hop before is reported as done just before this one's commit, so that the event loop answers its callers while
-    this thread waits for the disk; else each would wait for the other. 256 sessions that added at once made 40,000
-    adds a second by that instead of 32,000.
-    """
-
-    def __init__(self, raw: WorkerConnection) -> None:
-        self._raw = raw
-
-    def __enter__(self) -> None:
-        if not self._raw.has_unreported():
-            self._raw.execute("BEGIN IMMEDIATE")
-            return
-        ((timeout_ms,),) = self._raw.execute("PRAGMA busy_timeout")
-        self._raw.execute("PRAGMA busy_timeout = 0")
-        try:
-            self._raw.execute("BEGIN IMMEDIATE")
-        except sqlite3.OperationalError as error:
-            if primary_code(error) != BUSY:
-                raise
-            self._raw.report()  # it must not wait for another process's lock
-        finally:
-            self._raw.execute(f"PRAGMA busy_timeout = {timeout_ms}")
-        if not self._raw.in_transaction:
-            self._raw.execute("BEGIN IMMEDIATE")
-
-    def __exit__(self, kind: object, error: object, traceback: object) -> None:
-        try:
-            if kind is None:
-                self._raw.report()
-                self._raw.execute("COMMIT")
-        finally:
-            if self._raw.in_transaction:  # not after a commit, nor where SQLite has rolled back by itself
-                self._raw.execute("ROLLBACK")
+    raw.execute("BEGIN IMMEDIATE")
+    try:
+        # Looked at again under the lock: another process may have created or upgraded it meanwhile.
+        _refuse_others(raw, name, accepts_sdk_file)
+        upgrade(raw)
+        raw.execute("COMMIT")
+    finally:
+        if raw.in_transaction:  # not after the commit, nor where SQLite has rolled back by itself
+            raw.execute("ROLLBACK")

@@ -22,6 +22,17 @@ class SDKTables:
     messages: str = "agent_messages"
 
 
+BOOKMARKS = """
+    CREATE TABLE agentmem_takeovers (
+        source TEXT NOT NULL,  -- path of the file that the rows came from; empty for this one
+        messages_table TEXT NOT NULL COLLATE NOCASE,
+        last_id INTEGER NOT NULL,  -- its rows up to this one were taken over
+        last_row TEXT NOT NULL,  -- a digest of that row, by which a file that was moved or replaced is told
+        PRIMARY KEY (source, messages_table)
+    )
+"""
+"""The table in which a takeover notes how far it came; see ``takeover``."""
+
 _SESSION_COLUMNS = {"session_id", "created_at", "updated_at"}
 _MESSAGE_COLUMNS = {"id", "session_id", "message_data", "created_at"}
 

@@ -27,16 +27,6 @@ from ...errors import StorageError
 from .errors import map_error
 from .sdk_tables import SDKTables, Source, path_of, plain_name
 
-SCHEMA = """
-    CREATE TABLE agentmem_takeovers (
-        source TEXT NOT NULL,  -- path of the file that the rows came from; empty for this one
-        messages_table TEXT NOT NULL COLLATE NOCASE,
-        last_id INTEGER NOT NULL,  -- its rows up to this one were taken over
-        last_row TEXT NOT NULL,  -- a digest of that row, by which a file that was moved or replaced is told
-        PRIMARY KEY (source, messages_table)
-    )
-"""
-
 _HERE = ""
 
 _ADD_SESSIONS = """

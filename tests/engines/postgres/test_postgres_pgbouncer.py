@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import shutil
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
+import tools
 from ports import HOST, free_port
 from postgres_database import PostgresDatabase
 from postgres_programs import WAIT_S, Programs
@@ -31,14 +31,11 @@ pytestmark = pytest.mark.anyio
 
 ONE: Item = {"role": "user", "content": "one"}
 
-PGBOUNCER = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
-
 
 @pytest.fixture(scope="module")
 def pgbouncer_port(quiet_postgres_server: PostgresServer) -> Iterator[int]:
     """PgBouncer before the server, with two connections for each database, which each transaction may change."""
-    if PGBOUNCER is None:
-        pytest.skip("PgBouncer is not installed")
+    pgbouncer = tools.program("pgbouncer")
     server, programs, port = quiet_postgres_server, Programs(), free_port()
     folder = server.folder / "pgbouncer"
     folder.mkdir()
@@ -58,7 +55,7 @@ def pgbouncer_port(quiet_postgres_server: PostgresServer) -> Iterator[int]:
         default_pool_size = 2
         server_reset_query_always = 0
     """)
-    process = programs.start(PGBOUNCER, str(settings), folder=folder, log=folder / "log")
+    process = programs.start(pgbouncer, str(settings), folder=folder, log=folder / "log")
     try:
         wait_until(lambda: process.poll() is not None or listens(port))
         assert process.poll() is None, (folder / "log").read_text()

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import os
-import shutil
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import NamedTuple
 
 import pytest
 from processes import Child, run
+from tools import need_setpriv_under_root
 
 from agentmem import AsyncSQLiteSession
 from agentmem.items import Item
@@ -143,8 +143,7 @@ def check(tmp_path: Path, case: Case, make: Callable[[Path], object]) -> None:
     path = tmp_path / "folder" / "conversations.db"
     path.parent.mkdir()
     make(path)
-    if os.geteuid() == 0 and shutil.which("setpriv") is None:
-        pytest.skip("root may use any file, and there is no setpriv to change that")
+    need_setpriv_under_root()
     try:
         case.change(path)
         with Child(_USE, path) as child:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import tools
 
 from agentmem import AsyncSessionStore
 from agentmem.items import Item
@@ -262,10 +263,11 @@ def _trace(path: Path, durability: str, batches: int) -> list[str]:
     """What the writer asked of the system, in order."""
     log = path.with_suffix(".strace")
     calls = "pwrite64,write,fsync,fdatasync,ftruncate,unlink"
+    tools.program("strace")
     try:
         subprocess.run([*_STRACE, "-e", f"trace={calls}", "-o", str(log), "true"], check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("there is no strace here that may trace a process")
+    except subprocess.CalledProcessError as error:
+        tools.is_missing("strace", f"strace may not trace a process: {error.stderr.decode().strip()}")
     command = [sys.executable, "-c", _WRITER, str(Path(__file__).parent), str(path), durability, str(batches)]
     subprocess.run([*_STRACE, "-e", f"trace={calls}", "-o", str(log), *command], check=True, capture_output=True)
     return log.read_text().splitlines()

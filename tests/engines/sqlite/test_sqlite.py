@@ -8,7 +8,6 @@ import gc
 import json
 import os
 import re
-import shutil
 import sqlite3
 import stat
 import subprocess
@@ -20,6 +19,7 @@ from typing import Any
 import pytest
 from database import connections, mounted, shell
 from processes import Child, files
+from tools import need_setpriv_under_root
 
 from agentmem import AsyncSessionStore, AsyncSQLiteSession, SessionSettings
 from agentmem.engines.sqlite.engine import SQLiteEngine
@@ -154,14 +154,14 @@ async def test_files_are_readable_by_their_owner_alone_and_an_existing_mode_is_k
 )
 async def test_durability_sets_how_the_writer_flushes(path: Path, durability: Any, level: int) -> None:
     async with AsyncSQLiteSession(path, session_id="user_123", durability=durability):
-        (raw,) = connections(path)
+        raw = connections(path)[0].raw
         assert raw.execute("PRAGMA synchronous").fetchone() == (level,)
 
 
 async def test_readers_cannot_write_and_do_not_checkpoint(path: Path) -> None:
     async with AsyncSQLiteSession(path, session_id="user_123") as session:
         await session.get_items()
-        (reader,) = [raw for raw in connections(path) if not raw.is_writer]
+        (reader,) = [one.raw for one in connections(path) if not one.is_writer]
         assert reader.execute("PRAGMA wal_autocheckpoint").fetchone() == (0,)
         with pytest.raises(sqlite3.OperationalError, match="readonly"):
             reader.execute("DELETE FROM agentmem_items")
@@ -401,8 +401,7 @@ asyncio.run(main())
 async def test_a_file_that_may_only_be_read_is_read_and_not_written(path: Path) -> None:
     await add(path, ONE)
     path.chmod(0o400)
-    if os.geteuid() == 0 and shutil.which("setpriv") is None:
-        pytest.skip("root can write to any file, and there is no setpriv to change that")
+    need_setpriv_under_root()
     with Child(_READ_ONLY, path) as child:
         code, output, errors = child.finish()
     assert (code, errors) == (0, "")

@@ -22,8 +22,8 @@ from processes import Child, files, holdings, holds_again, needs_fork, run_quiet
 from stepping import AsyncioCycleLoop, CycleLoop, cycle_loops, on_every_loop
 
 from agentmem import AsyncSession, AsyncSessionStore, AsyncSQLiteSession
-from agentmem.engines.sqlite import connection as sqlite_link
-from agentmem.engines.sqlite.pool import CROWD, READERS
+from agentmem.engines.sqlite.connection import Connection
+from agentmem.engines.sqlite.pool import READERS, SECOND_BATCH_AT
 from agentmem.errors import SessionClosedError, StorageBusyError, StorageCorruptError, StorageError
 from agentmem.items import Item
 
@@ -130,13 +130,13 @@ async def test_the_connection_that_writes_is_the_last_to_close_so_that_no_reader
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     closed: list[bool] = []
-    disconnect = sqlite_link.WorkerConnection.disconnect
+    disconnect = Connection.disconnect
 
-    def note_and_disconnect(self: sqlite_link.WorkerConnection) -> None:
+    def note_and_disconnect(self: Connection) -> None:
         closed.append(self.is_writer)
         disconnect(self)
 
-    monkeypatch.setattr(sqlite_link.WorkerConnection, "disconnect", note_and_disconnect)
+    monkeypatch.setattr(Connection, "disconnect", note_and_disconnect)
     async with AsyncSQLiteSession(path, session_id="user_123") as session:
         await asyncio.gather(*(session.get_items() for _ in range(1000)), session.add_items([ONE]))
     assert closed == [False] * READERS + [True]
@@ -354,7 +354,7 @@ def _loop_in_a_thread() -> Iterator[asyncio.AbstractEventLoop]:
 # Group commit
 
 
-@pytest.mark.parametrize(("count", "expected"), [(CROWD, 1), (2 * CROWD - 1, 1), (64, 2), (300, 2)])
+@pytest.mark.parametrize(("count", "expected"), [(SECOND_BATCH_AT, 1), (2 * SECOND_BATCH_AT - 1, 1), (64, 2), (300, 2)])
 async def test_writes_that_wait_together_are_committed_together_many_in_two_halves(
     path: Path, count: int, expected: int
 ) -> None:
@@ -379,8 +379,8 @@ async def test_writes_happen_in_the_order_in_which_they_were_asked_for_however_m
             if number % 50 == 49:
                 await asyncio.sleep(0)
             if loss == "of the connection" and number % 100 == 99:
-                for raw in connections(path):
-                    raw.disconnect()  # as before a fork
+                for connection in connections(path):
+                    connection.disconnect()  # as before a fork
         await asyncio.gather(*calls)
         assert stored(path) == expected
 
@@ -398,7 +398,7 @@ def test_writes_keep_their_order_whenever_a_crowd_of_them_comes_while_the_file_i
             crowd: list[asyncio.Future[None]] = []
 
             def come() -> None:
-                numbers = range(1, CROWD + 1)
+                numbers = range(1, SECOND_BATCH_AT + 1)
                 crowd.extend(asyncio.ensure_future(session.add_items([{"number": number}])) for number in numbers)
 
             loop.arm(lambda: _unless(first.done(), come))
@@ -493,7 +493,7 @@ async def test_opening_a_new_file_waits_for_another_process_that_opens_it(path: 
 async def test_all_that_waits_for_a_lock_waits_for_it_once(path: Path) -> None:
     async with AsyncSQLiteSession(path, session_id="user_123", busy_timeout_s=0.05) as session:
         await session.add_items([ONE])
-        (writer,) = [raw for raw in sqlite_link._live if raw.is_writer]
+        (writer,) = [one.raw for one in connections(path) if one.is_writer]
         statements: list[str] = []
         with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")

@@ -1,0 +1,365 @@
+"""One connection and its thread: batches run whole and in order, and closing waits for them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sqlite3
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from processes import threads, wait_until
+
+from agentmem.engines.batching import Batch, Job
+from agentmem.engines.sqlite.checkpoint import Checkpoints
+from agentmem.engines.sqlite.connection import Connection, ConnectionLost, Outcome, open_connections, stop_all
+from agentmem.engines.sqlite.file import create_private
+from agentmem.engines.sqlite.schema import prepare_writer
+from agentmem.engines.sqlite.statements import Append, Clear, Write
+from agentmem.engines.sqlite.transaction import QUICK_GROUP_BYTES, Transaction, run_writes
+from agentmem.errors import StorageError
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left_open() -> Iterator[None]:
+    yield
+    assert open_connections() == []
+
+
+def nothing(_: object) -> None:
+    """Prepare a connection that needs no preparation; wait for no outcome."""
+
+
+async def connect(path: Path) -> Connection:
+    return await Connection.open(str(path), 5.0, nothing)
+
+
+class Sent:
+    """A batch whose way there and back a test follows."""
+
+    def __init__(self, run: Callable[[Connection, Sent], None], *writes: Write) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.batch = Batch(1, 0, [Job(write, self.loop.create_future()) for write in writes])
+        self.told: list[Outcome] = []
+        self.ended = asyncio.Event()
+        self.note_return: Callable[[Batch[Any]], object] = nothing
+        self._run = run
+
+    def run(self, connection: Connection, batch: Batch[Any]) -> None:
+        self._run(connection, self)
+
+    def take_in(self, outcome: Outcome) -> None:
+        self.told.append(outcome)
+        if outcome.is_last:
+            self.ended.set()
+
+    def returned(self, batch: Batch[Any]) -> None:
+        self.note_return(batch)
+        self.ended.set()
+
+
+async def test_a_function_runs_in_the_connections_thread_and_its_result_comes_back(path: Path) -> None:
+    def function(connection: Connection) -> tuple[list[int], threading.Thread]:
+        raw = connection.raw
+        raw.execute("CREATE TABLE t (n)")
+        raw.executemany("INSERT INTO t VALUES (?)", [(number,) for number in range(100)])
+        return [n for (n,) in raw.execute("SELECT n FROM t ORDER BY n")], threading.current_thread()
+
+    connection = await connect(path)
+    numbers, thread = await connection.call(function)
+    assert numbers == list(range(100))
+    assert thread is connection.thread is not threading.current_thread()
+    await connection.close()
+
+
+@pytest.mark.parametrize("error", [ValueError("mine"), sqlite3.OperationalError("mine"), SystemExit(3)], ids=repr)
+async def test_what_a_function_raises_is_raised_where_it_is_awaited_and_the_connection_goes_on(
+    path: Path, error: BaseException
+) -> None:
+    def function(_: Connection) -> None:
+        raise error
+
+    connection = await connect(path)
+    with pytest.raises(type(error)) as raised:
+        await connection.call(function)
+    assert raised.value is error
+    assert await connection.call(lambda one: one.raw.execute("SELECT 1").fetchone()) == (1,)
+    await connection.close()
+
+
+async def test_closing_from_another_thread_waits_for_what_runs_and_the_next_call_finds_the_connection_lost(
+    path: Path,
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def function(connection: Connection) -> tuple[int]:
+        begun.set()
+        go_on.wait()
+        found: tuple[int] = connection.raw.execute("SELECT 1").fetchone()
+        return found
+
+    connection = await connect(path)
+    call = asyncio.ensure_future(connection.call(function))
+    await asyncio.to_thread(begun.wait)
+    closing = threading.Thread(target=connection.disconnect)
+    closing.start()
+    assert open_connections() == [connection]
+    go_on.set()
+    assert await call == (1,)
+    closing.join()
+    assert open_connections() == []
+    with pytest.raises(ConnectionLost):
+        await connection.call(nothing)
+    await connection.close()
+
+
+async def test_batches_that_come_to_a_closed_connection_go_back_in_order_and_none_is_run(path: Path) -> None:
+    def must_not_run(_: Connection, sent: Sent) -> None:
+        raise AssertionError("the connection is closed")
+
+    connection = await connect(path)
+    connection.disconnect()
+    returned: list[Batch[Any]] = []
+    batches = [Sent(must_not_run) for _ in range(4)]
+    for sent in batches:
+        sent.note_return = returned.append
+        connection.send(sent, sent.batch)
+    await batches[-1].ended.wait()
+    assert returned == [sent.batch for sent in batches]
+    assert all(sent.told == [] for sent in batches)
+    await connection.close()
+
+
+async def test_a_connection_whose_preparation_fails_is_closed(path: Path) -> None:
+    def fail(_: Connection) -> None:
+        raise LookupError
+
+    before = threads()
+    with pytest.raises(LookupError):
+        await Connection.open(str(path), 5.0, fail)
+    assert open_connections() == []
+    wait_until(lambda: threads() == before)
+
+
+async def test_where_connecting_fails_no_thread_is_left(path: Path) -> None:
+    path.mkdir()
+    before = threads()
+    for _ in range(20):
+        with pytest.raises(sqlite3.OperationalError, match="unable to open"):
+            await connect(path)
+    wait_until(lambda: threads() == before)
+
+
+async def test_a_connection_that_was_stopped_has_run_what_was_sent_before_and_is_lost_for_what_comes_later(
+    path: Path,
+) -> None:
+    connection = await connect(path)
+    ran: list[int] = []
+
+    def note(number: int, _: Connection) -> None:
+        ran.append(number)
+
+    calls = [asyncio.ensure_future(connection.call(partial(note, number))) for number in range(9)]
+    await asyncio.sleep(0)
+    await asyncio.to_thread(stop_all, [connection])
+    assert ran == list(range(9))
+    await asyncio.gather(*calls)
+    assert not connection.thread.is_alive()
+    assert connection.is_lost()
+    with pytest.raises(ConnectionLost):
+        await connection.call(nothing)
+    await connection.close()
+    await connection.close()
+
+
+async def test_a_transaction_that_waits_for_another_process_does_not_hold_up_the_news_of_the_one_before(
+    path: Path,
+) -> None:
+    def first(_: Connection, sent: Sent) -> None:
+        both_sent.wait()
+
+    def second(connection: Connection, sent: Sent) -> None:
+        with Transaction(connection):
+            connection.raw.execute("INSERT INTO t VALUES (2)")
+
+    both_sent = threading.Event()
+    connection = await connect(path)
+    await connection.call(lambda one: one.raw.execute("PRAGMA journal_mode = WAL").close())
+    await connection.call(lambda one: one.raw.execute("CREATE TABLE t (n)"))
+    await connection.call(lambda one: one.raw.execute("PRAGMA busy_timeout = 60000").close())
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        one, two = Sent(first), Sent(second)
+        connection.send(one, one.batch)
+        connection.send(two, two.batch)
+        both_sent.set()
+        await one.ended.wait()  # before the other process lets go of its lock
+        assert not two.ended.is_set()
+        other.execute("COMMIT")
+        await two.ended.wait()
+        assert other.execute("SELECT n FROM t").fetchall() == [(2,)]
+    assert await connection.call(lambda one: one.raw.execute("PRAGMA busy_timeout").fetchone()) == (60000,)
+    await connection.close()
+
+
+LARGE = Append("user_123", ["x" * QUICK_GROUP_BYTES])
+MANY = Append("user_123", ["{}"] * (QUICK_GROUP_BYTES // 64))
+
+
+@pytest.mark.parametrize(
+    ("work", "is_quick"),
+    [(Append("user_123", ['{"a":1}']), True), (LARGE, False), (MANY, False), (Clear("user_123"), False)],
+    ids=["a small append", "one of many bytes", "one of many rows", "a clear"],
+)
+async def test_only_small_appends_keep_the_news_of_the_commit_before_waiting(
+    path: Path, work: Append | Clear, is_quick: bool
+) -> None:
+    statements: list[tuple[str, bool]] = []
+
+    def first(_: Connection, sent: Sent) -> None:
+        both_sent.wait()
+
+    def second(connection: Connection, sent: Sent) -> None:
+        raw = connection.raw
+        raw.set_trace_callback(lambda statement: statements.append((statement, connection.has_unreported())))
+        run_writes(connection, sent, sent.batch, confirm=lambda: None)
+        raw.set_trace_callback(None)
+
+    both_sent = threading.Event()
+    prepare = partial(prepare_writer, name=str(path), busy_timeout_s=5.0, durability="full", accepts_sdk_file=False)
+    connection = await Connection.open(str(path), 5.0, prepare)
+    one, two = Sent(first), Sent(second, work)
+    connection.send(one, one.batch)
+    connection.send(two, two.batch)
+    both_sent.set()
+    await two.ended.wait()
+    assert [is_waiting for statement, is_waiting in statements if statement == "BEGIN IMMEDIATE"] == [is_quick]
+    assert ("COMMIT", False) in statements
+    await connection.close()
+
+
+async def test_each_write_is_told_of_before_a_large_one_of_its_own_batch_begins(path: Path) -> None:
+    # The first of two groups is committed; the callers of it must not wait for the second, which takes long.
+    told: list[bool] = []
+
+    def run(connection: Connection, sent: Sent) -> None:
+        def trace(statement: str) -> None:
+            if statement == "BEGIN IMMEDIATE":
+                told.append(connection.has_unreported())
+
+        connection.raw.set_trace_callback(trace)
+        run_writes(connection, sent, sent.batch, confirm=lambda: None)
+        connection.raw.set_trace_callback(None)
+
+    prepare = partial(prepare_writer, name=str(path), busy_timeout_s=5.0, durability="full", accepts_sdk_file=False)
+    connection = await Connection.open(str(path), 5.0, prepare)
+    sent = Sent(run, Append("a", ["{}"]), Clear("b"), *(Append("c", ["x" * 1_500_000]) for _ in range(4)))
+    connection.send(sent, sent.batch)
+    await sent.ended.wait()
+    assert told == [False, False]  # two groups: all together are more than 4 MB
+    assert [len(outcome.jobs) for outcome in sent.told] == [4, 2]
+    await connection.close()
+
+
+async def test_a_thread_that_fails_between_two_batches_ends_says_so_and_leaves_nobody_waiting(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken(Checkpoints):
+        def is_due(self) -> bool:
+            return all_sent.is_set()
+
+        def run(self, raw: sqlite3.Connection) -> None:
+            raise RuntimeError("nobody expects this")
+
+    def prepare(connection: Connection) -> None:
+        connection.checkpoints = Broken(str(path))
+
+    told: list[threading.ExceptHookArgs] = []
+    monkeypatch.setattr(threading, "excepthook", told.append)
+    all_sent = threading.Event()
+    connection = await Connection.open(str(path), 5.0, prepare)
+    calls = [asyncio.ensure_future(connection.call(lambda _: all_sent.wait())) for _ in range(3)]
+    await asyncio.sleep(0)
+    all_sent.set()
+    assert await calls[0] is True
+    for call in calls[1:]:
+        with pytest.raises(ConnectionLost):
+            await call
+    assert connection.is_lost()
+    await connection.close()
+    connection.thread.join()
+    assert [args.exc_type for args in told] == [RuntimeError]
+
+
+def test_an_event_loop_that_is_closed_under_a_batch_is_no_error_in_the_connections_thread(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def function(_: Connection, sent: Sent) -> None:
+        begun.set()
+        go_on.wait()
+
+    async def send() -> None:
+        sent = Sent(function)
+        connection.send(sent, sent.batch)
+
+    errors: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", errors.append)
+    loop = asyncio.new_event_loop()
+    connection = loop.run_until_complete(connect(path))
+    loop.run_until_complete(send())
+    begun.wait()
+    loop.close()
+    go_on.set()
+    connection.stop()
+    assert errors == []
+
+
+def test_a_connection_whose_event_loop_is_closed_while_it_opens_closes_itself(path: Path) -> None:
+    preparing, go_on = threading.Event(), threading.Event()
+
+    def prepare(_: Connection) -> None:
+        preparing.set()
+        go_on.wait()
+
+    loop = asyncio.new_event_loop()
+    opening = loop.create_task(Connection.open(str(path), 5.0, prepare))
+    loop.run_until_complete(asyncio.sleep(0))
+    preparing.wait()
+    opening.cancel()
+    loop.run_until_complete(asyncio.gather(opening, return_exceptions=True))
+    loop.close()
+    go_on.set()
+    wait_until(lambda: open_connections() == [])
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file modes are POSIX's")
+def test_a_file_is_created_for_its_owner_alone_and_one_that_is_there_is_not_touched(path: Path) -> None:
+    old_mask = os.umask(0)
+    try:
+        create_private(str(path))
+    finally:
+        os.umask(old_mask)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    path.chmod(0o644)
+    path.write_bytes(b"content")
+    create_private(str(path))
+    assert path.read_bytes() == b"content"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+def test_a_file_that_cannot_be_created_is_an_error_that_tells_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="create its folder first") as raised:
+        create_private(str(tmp_path / "missing" / "x.db"))
+    assert isinstance(raised.value.__cause__, FileNotFoundError)
+    with pytest.raises(StorageError, match="choose a folder that can be written"):
+        create_private(str(tmp_path / ("x" * 300)))
