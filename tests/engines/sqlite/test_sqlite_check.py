@@ -240,7 +240,7 @@ ORPHANS = "session key 2, position 0: 5 items, up to position 4, of a session th
         ),
         (
             "UPDATE agentmem_sessions SET next_position = x'ff' WHERE session_id = 'user_1'",
-            ["session 'user_1': its next position is no whole number"],
+            ["session 'user_1': its next position is not a whole number"],
         ),
         ("DELETE FROM agentmem_sessions WHERE session_id = 'user_1'", [ORPHANS]),
         (
