@@ -32,6 +32,7 @@ nox.needs_version = ">=2025.2.9"
 ROOT = Path(__file__).resolve().parent
 PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 EXTRAS: dict[str, list[str]] = PYPROJECT["project"]["optional-dependencies"]
+del EXTRAS["all"]  # it only names the others again, as extras of agentmem itself, which is installed from here
 REQUIREMENTS: list[str] = [*PYPROJECT["project"]["dependencies"], *itertools.chain.from_iterable(EXTRAS.values())]
 SUPPORTED = nox.project.python_versions(PYPROJECT)
 

@@ -6,6 +6,7 @@ The classes, by how you call them::
     plain       SQLiteSession, PostgresSession             SessionStore        Runner.run_sync
 
 What each promises stands in its docstring, and all together in the README. Errors: ``agentmem.errors``.
+``agentmem.__version__`` says which version this is.
 
 Each name is loaded when it is first used, so a program that only stores sessions does not load the Runner.
 """
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from .session import AsyncPostgresSession, AsyncSession, AsyncSQLiteSession
     from .store import AsyncSessionStore
     from .sync import PostgresSession, Session, SessionStore, SQLiteSession
+    from .version import __version__ as __version__
 
 _HOMES = {
     "errors": ("AgentMemError",),
@@ -31,6 +33,7 @@ _HOMES = {
     "session": ("AsyncPostgresSession", "AsyncSQLiteSession", "AsyncSession"),
     "store": ("AsyncSessionStore",),
     "sync": ("PostgresSession", "SQLiteSession", "Session", "SessionStore"),
+    "version": ("__version__",),
 }
 _MODULES = {"errors", "items", "runner"}
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -70,4 +73,4 @@ if not TYPE_CHECKING:  # a type checker would take any name for one that there i
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, "__version__"})

@@ -1,4 +1,4 @@
-"""Work that is finished whatever is cancelled meanwhile."""
+"""Work that finishes even if its caller is cancelled."""
 
 from __future__ import annotations
 
@@ -12,21 +12,30 @@ T = TypeVar("T")
 
 
 class UncancellableTask(asyncio.Task[T]):
-    """A task that runs to its end, also where every task of the loop is cancelled, as ``asyncio.run`` does last.
+    """A task that cannot be cancelled, not even by ``asyncio.run``, which cancels every task of its loop at the end.
 
-    ``asyncio.run`` waits for it then, so it must end by itself. No ``await`` inside it is ever cancelled.
+    ``asyncio.run`` then waits for the task, so the task must end by itself.
     """
 
     def cancel(self, msg: Any = None) -> bool:
-        """Do nothing: False, as for a task that is done."""
+        """Do nothing, and return False, as a task that is done does."""
         return False
 
 
 async def despite_cancellation(work: Coroutine[Any, Any, T]) -> T:
-    """Run `work` to its end whatever is cancelled meanwhile; then raise the cancellation, if there was one."""
+    """Run a coroutine to its end even if the caller is cancelled meanwhile.
+
+    Returns:
+        What the coroutine returns.
+
+    Raises:
+        asyncio.CancelledError: the caller was cancelled. It is raised when the coroutine has ended; its ``__cause__``
+            is the error of the coroutine, if there was one.
+        Everything that the coroutine raises, otherwise.
+    """
     task = UncancellableTask(work, loop=asyncio.get_running_loop())
     cancelled: asyncio.CancelledError | None = None
-    with CancelScope(shield=True):  # else a cancelled anyio scope would cancel the wait on every loop cycle
+    with CancelScope(shield=True):  # a cancelled anyio scope would otherwise cancel the wait on every loop cycle
         while not task.done():
             try:
                 await asyncio.wait([task])

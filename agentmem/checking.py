@@ -1,7 +1,8 @@
-"""Whether the sessions of a database are whole: an engine feeds in what it finds, a report comes out. No I/O here.
+"""Checks whether the sessions of a database are whole: an engine feeds rows in, and a report comes out. No I/O here.
 
-Rules: positions go from 0 to the session's end without a gap, none lies at or past the end, and each row is the JSON
-text of an object. What is kept of the problems is bounded, so that a database of any size can be checked.
+Rules of a whole session: its positions go from 0 to its length without a gap, no row is at or above its length, and
+each row is the JSON text of an object. The report keeps a bounded number of problems, so that a database of any size
+can be checked.
 """
 
 from __future__ import annotations
@@ -12,22 +13,22 @@ from dataclasses import dataclass
 from .items import decode_item
 
 MOST_PROBLEMS = 100
-"""How many problems a report describes. It counts the others."""
+"""How many problems a report describes; the others are only counted."""
 
 Progress = Callable[[int, int], None]
-"""Told from time to time how many items were dealt with, and about how many there are."""
+"""A function that is called from time to time with the number of items that are done, and about how many there are."""
 
-_TELL_EVERY_ITEMS = 1024
+_PROGRESS_EVERY_ITEMS = 1024
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is not as it should be; as a text it is one line.
+    """One problem of a database or a session. ``str()`` of it is one line.
 
     Attributes:
-        what: what it is.
-        session_id: in which session; None where it is in no session, but in the database itself.
-        position: of the item, or of the first of several; None where it is not about items.
+        what: a description.
+        session_id: the session that has the problem; None if it is a problem of the database itself.
+        position: the position of the item, or of the first of several; None if the problem is not about items.
     """
 
     what: str
@@ -42,12 +43,14 @@ class Problem:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What a check found in one state of a database.
+    """The result of a check of one state of a database.
 
     Attributes:
-        sessions, items: how many of them could be found, whole or not.
-        problem_count: how many problems there are; more than SQLite's own integrity check lists are not counted.
-        problems: the first 100 of them.
+        sessions: the number of sessions that were found, whole or not.
+        items: the number of items that were found, whole or not.
+        problem_count: the number of problems. Of the damage that SQLite's own integrity check finds, only as much is
+            counted as it lists.
+        problems: the first 100 problems.
     """
 
     sessions: int
@@ -57,10 +60,10 @@ class CheckReport:
 
 
 class Checking:
-    """Takes sessions, one after the other, each with its rows by rising position.
+    """A check under way. It is fed one session after the other, each with its rows by ascending position.
 
     Args:
-        progress: told from time to time how far it is; in the thread that feeds.
+        progress: called in the thread that feeds the check.
     """
 
     def __init__(self, progress: Progress | None = None) -> None:
@@ -68,118 +71,139 @@ class Checking:
         self._expected_items = 0
         self._sessions = self._items = self._problem_count = 0
         self._problems: list[Problem] = []
+        # Of the session that is being fed:
         self._session_id: str | None = None
-        self._end: int | None = None  # of the session under way, where it has one
-        self._next = 0  # the position that is to come
-        self._past_end: int | None = None  # the first position at or past the end
+        self._length: int | None = None  # None if the database holds no number for it
+        self._next_position = 0
+        self._first_above_length: int | None = None  # the first position at or above the length
 
     def expect(self, items: int) -> None:
-        """Say how many items there will be, for the progress alone."""
+        """Set how many items there will be. It is used for the progress only."""
         self._expected_items = items
-        self._tell()
+        self._report_progress()
 
     def damage(self, what: str) -> None:
-        """Note a problem of the database itself."""
-        self._note(Problem(what))
+        """Add a problem of the database itself."""
+        self._add_problem(Problem(what))
 
-    def begin_session(self, session_id: str, end: int | None) -> None:
-        """The rows that follow are of this session; `end` is its next position, None where that is no number."""
+    def begin_session(self, session_id: str, length: int | None) -> None:
+        """Begin a session; the rows that follow are its rows.
+
+        Args:
+            session_id: the session.
+            length: its length as it is stored; None if what is stored is not a number.
+        """
         self._sessions += 1
-        self._session_id, self._end, self._next, self._past_end = session_id, end, 0, None
-        if end is None or end < 0:
-            self._note(Problem(f"its next position is {'no whole number' if end is None else end}", session_id))
+        self._session_id, self._length, self._next_position, self._first_above_length = session_id, length, 0, None
+        if length is None or length < 0:
+            stored = "not a whole number" if length is None else length
+            self._add_problem(Problem(f"its next position is {stored}", session_id))
 
     def row(self, position: int, data: bytes) -> None:
-        """Take a row of the session."""
-        self._miss_before(position)
-        self._next = position + 1
-        if self._past_end is None and self._end is not None and position >= self._end:
-            self._past_end = position
+        """Check a row of the session."""
+        self._add_missing_below(position)
+        self._next_position = position + 1
+        if self._first_above_length is None and self._length is not None and position >= self._length:
+            self._first_above_length = position
         self.count_item()
         try:
             decode_item(data)
         except ValueError as error:
-            self._note(Problem(f"cannot be read: {error}", self._session_id, position))
+            self._add_problem(Problem(f"cannot be read: {error}", self._session_id, position))
 
     def unreadable(self, first: int, last: int, why: str) -> None:
-        """The database does not give the session's rows at these positions; some of them may never have been."""
-        if self._end is not None:
-            last = min(last, self._end - 1)
+        """Add that the database cannot read the session's rows from position `first` to `last`.
+
+        There need not be a row at each of these positions. Those at or above the session's length are not reported.
+        """
+        if self._length is not None:
+            last = min(last, self._length - 1)
         if first <= last:
-            self._miss_before(first)
-            self._next = last + 1
-            self._note(Problem(f"cannot be read{_up_to(first, last)}: {why}", self._session_id, first))
+            self._add_missing_below(first)
+            self._next_position = last + 1
+            self._add_problem(Problem(f"cannot be read{_up_to(first, last)}: {why}", self._session_id, first))
 
     def end_session(self) -> None:
-        """The session has no more rows."""
-        if self._end is not None:
-            self._miss_before(self._end)
-        if self._past_end is not None:
-            what = f"not below the session's next position, {self._end}{_up_to(self._past_end, self._next - 1)}"
-            self._note(Problem(what, self._session_id, self._past_end))
+        """End the session: it has no more rows."""
+        if self._length is not None:
+            self._add_missing_below(self._length)
+        if self._first_above_length is not None:
+            rows = _up_to(self._first_above_length, self._next_position - 1)
+            what = f"not below the session's next position, {self._length}{rows}"
+            self._add_problem(Problem(what, self._session_id, self._first_above_length))
 
     def count_item(self) -> None:
-        """Count an item, and nothing more."""
+        """Count an item without checking it."""
         self._items += 1
-        if self._items % _TELL_EVERY_ITEMS == 0:
-            self._tell()
+        if self._items % _PROGRESS_EVERY_ITEMS == 0:
+            self._report_progress()
 
     def report(self) -> CheckReport:
-        """What was found."""
+        """Return what was found."""
         self._expected_items = self._items
-        self._tell()
+        self._report_progress()
         return CheckReport(self._sessions, self._items, self._problem_count, tuple(self._problems))
 
-    def _miss_before(self, position: int) -> None:
-        stop = position if self._end is None else min(position, self._end)
-        if self._next < stop:
-            self._note(Problem(f"missing{_up_to(self._next, stop - 1)}", self._session_id, self._next))
+    def _add_missing_below(self, position: int) -> None:
+        stop = position if self._length is None else min(position, self._length)
+        if self._next_position < stop:
+            what = f"missing{_up_to(self._next_position, stop - 1)}"
+            self._add_problem(Problem(what, self._session_id, self._next_position))
 
-    def _note(self, problem: Problem) -> None:
+    def _add_problem(self, problem: Problem) -> None:
         self._problem_count += 1
         if len(self._problems) < MOST_PROBLEMS:
             self._problems.append(problem)
 
-    def _tell(self) -> None:
+    def _report_progress(self) -> None:
         if self._progress is not None:
             self._progress(self._items, max(self._items, self._expected_items))
 
 
 class Walk:
-    """Goes through a database's sessions and items, both by the bytes of rising ids, and tells a :class:`Checking`."""
+    """Feeds a check from two lists, sessions and items, both in the order of the bytes of the session ids.
+
+    Items of a session that does not exist are a problem of the database.
+    """
 
     def __init__(self, checking: Checking) -> None:
         self._checking = checking
-        self._open: str | None = None
-        self._stray = ""  # the id of items that no session has
+        self._current_id: str | None = None  # of the session that is being fed
+        self._orphan_id = ""  # of the items without a session that were reported last
 
     def take(self, sessions: Sequence[tuple[str, int]], items: Sequence[tuple[str, int, bytes]]) -> None:
-        """Take the next items, and all sessions up to the last of them."""
-        waiting = iter(sessions)
-        next_session = next(waiting, None)
+        """Feed the next part of both lists.
+
+        Args:
+            sessions: ``(session_id, length)`` of all sessions that follow those fed before, at least up to that of the
+                last item.
+            items: ``(session_id, position, text)`` of the items that follow those fed before.
+        """
+        remaining = iter(sessions)
+        next_session = next(remaining, None)
         for session_id, position, data in items:
             while next_session is not None and next_session[0] <= session_id:
-                self._begin(*next_session)
-                next_session = next(waiting, None)
-            if session_id == self._open:
+                self._begin_session(*next_session)
+                next_session = next(remaining, None)
+            if session_id == self._current_id:
                 self._checking.row(position, data)
             else:
                 self._checking.count_item()
-                if session_id != self._stray:
-                    self._stray = session_id
+                if session_id != self._orphan_id:
+                    self._orphan_id = session_id
                     self._checking.damage(f"items of session {session_id[:80]!r}, which does not exist")
-        for session in (next_session, *waiting):
+        for session in (next_session, *remaining):
             if session is not None:
-                self._begin(*session)
+                self._begin_session(*session)
 
     def end(self) -> None:
-        """There is nothing more."""
-        if self._open is not None:
+        """End the last session: there are no more sessions and items."""
+        if self._current_id is not None:
             self._checking.end_session()
 
-    def _begin(self, session_id: str, length: int) -> None:
+    def _begin_session(self, session_id: str, length: int) -> None:
         self.end()
-        self._open = session_id
+        self._current_id = session_id
         self._checking.begin_session(session_id, length)
 
 

@@ -11,7 +11,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
-from importlib.metadata import version
 from pathlib import Path
 
 import click
@@ -21,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.rule import Rule
 from rich.table import Table
 
+from .blocking import run_blocking
 from .checking import CheckReport
 from .copying import CopyReport
 from .errors import AgentMemError, ModelError
@@ -28,7 +28,8 @@ from .integrations.openai_agents import import_history
 from .items import message_text
 from .replay import SessionSettings
 from .runner import Agent, Model, OfflineModel, Runner, RunResult
-from .sync import Session, SessionStore, SQLiteSession, run_blocking
+from .sync import Session, SessionStore, SQLiteSession
+from .version import __version__
 
 # Text is shown as it is: ":cat:" in a path or in what a model says is no emoji.
 _console = Console(highlight=False, emoji=False)
@@ -46,7 +47,7 @@ class _Command(click.Command):
 
 
 @click.group(help="Conversation memory for agents.")
-@click.version_option(version("agentmem"), prog_name="agentmem")
+@click.version_option(__version__, prog_name="agentmem")
 def main() -> None:
     """Entry point of the ``agentmem`` command."""
     for stream in (sys.stdout, sys.stderr):

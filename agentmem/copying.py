@@ -1,16 +1,17 @@
-"""Copies the sessions of one database to another, of whatever engines; can be run again, and looks at what it did.
+"""Copies the sessions of one database to another, on any engines. A copy can be run again, and verifies what it wrote.
 
-Rules kept here:
+Rules:
 
-- Rows go over as the text that is stored, byte for byte, so that the order of keys, big numbers and corrupt rows stay.
-- The target is only appended to, and only where what it holds of a session is the beginning of what the source holds.
-  Whatever ends the copy, each session in the target is such a beginning, and the next run goes on from there.
-- One session's problem ends no other's copy. What fails for all (a lost database, a full disk) ends the copy.
-- Many sessions are copied at once, so that their writes share commits, each in slices, so that one of any length takes
-  the memory of a slice.
+- Rows are copied as the text that is stored, byte for byte. So the order of keys, big numbers and corrupt rows stay.
+- The copy only appends to the target, and only where the target's session is a beginning of the source's session. So
+  each session of the target is such a beginning whenever the copy ends, and the next run continues from there.
+- A problem of one session does not end the copy of the others. An error that concerns all of them (a lost database, a
+  full disk) ends the copy.
+- Many sessions are copied at once, so that their writes share commits. Each is copied in slices, so that a session of
+  any length needs only the memory of a slice.
 
-Between two files, 10,000 sessions of 20 items (60 MB) took 5 s on 2 cores, and 2.4 s to be looked at again; a session
-of 200,000 items took 3 s.
+Between two SQLite files on 2 cores, 10,000 sessions of 20 items (60 MB) took 5 s to copy and 2.4 s to compare again; a
+session of 200,000 items took 3 s.
 """
 
 from __future__ import annotations
@@ -21,31 +22,31 @@ from dataclasses import dataclass
 
 import anyio
 
+from .arguments import check_session_id
 from .checking import MOST_PROBLEMS, Problem, Progress
 from .engines.base import Engine
 from .errors import StorageCorruptError
 from .reading import SLICE_ROWS, Row
-from .session import AsyncSession
 
-AT_ONCE = 64
-"""Sessions that are copied at a time; what waits together is committed together."""
+SESSIONS_AT_ONCE = 64
+"""How many sessions are copied at once. Their writes that wait together are committed together."""
 
 PAGE_SESSIONS = 256
-"""Sessions that are listed at a time."""
+"""How many sessions are listed at once."""
 
-_TELL_EVERY_ITEMS = 1024
+_PROGRESS_EVERY_ITEMS = 1024
 
 
 @dataclass(frozen=True)
 class CopyReport:
-    """What a copy did.
+    """The result of a copy.
 
     Attributes:
-        sessions: how many the source has. Each of them is whole in the target, but for those that have a problem.
-        items: how many were appended to the target.
-        already_there: how many the target had, and are equal.
-        problem_count: how many sessions have a problem.
-        problems: of the first 100 that were found, in the order of their ids.
+        sessions: the number of sessions in the source. Each is whole in the target, unless it has a problem.
+        items: the number of items that were appended to the target.
+        already_there: the number of items that the target had before and that are equal.
+        problem_count: the number of sessions that have a problem.
+        problems: the first 100 problems that were found, sorted by session id.
     """
 
     sessions: int
@@ -59,27 +60,28 @@ async def copy_sessions(source: Engine, target: Engine, *, progress: Progress | 
     """Copy every session of one database to another; see :meth:`agentmem.AsyncSessionStore.copy_to`."""
     if source.key == target.key:
         raise ValueError(f"source and target of the copy are the same database, {source.name}")
-    first = await source.sessions(None, PAGE_SESSIONS)  # before the target, which need not be made for no source
+    # The source first: where it does not exist, the target must not be created.
+    first_page = await source.sessions(None, PAGE_SESSIONS)
     await target.open()
-    copying = _Copying(source, target, progress)
+    copy = _DatabaseCopy(source, target, progress)
     if progress is not None:
-        await copying.expect(first)
-    await copying.copy(first)
-    return copying.report()
+        await copy.count_source_items(first_page)
+    await copy.run(first_page)
+    return copy.report()
 
 
-class _SessionProblem(Exception):  # noqa: N818  it ends one session's copy, and is no error of the caller's
+class _SessionProblem(Exception):  # noqa: N818  ends the copy of one session, and is not an error for the caller
     def __init__(self, what: str, position: int | None = None) -> None:
         super().__init__(what)
         self.position = position
 
 
-class _Copying:
-    """A copy under way, and what it has done so far.
+class _DatabaseCopy:
+    """The copy of a database, and its progress.
 
     Attributes:
         source, target: the two databases.
-        items, already_there: as in the report.
+        items, already_there: as in the report, so far.
     """
 
     def __init__(self, source: Engine, target: Engine, progress: Progress | None) -> None:
@@ -91,194 +93,206 @@ class _Copying:
         self._expected_items = self._done_items = 0
         self._error: Exception | None = None
 
-    async def expect(self, page: list[tuple[str, int]]) -> None:
-        """Count the source's items, for the progress alone; `page` is its first sessions."""
+    async def count_source_items(self, page: list[tuple[str, int]]) -> None:
+        """Count the items of the source, for the progress only.
+
+        Args:
+            page: the first sessions of the source.
+        """
         while page:
             self._expected_items += sum(length for _, length in page)
             page = await self.source.sessions(page[-1][0], PAGE_SESSIONS)
-        self._tell()
+        self._report_progress()
 
-    async def copy(self, page: list[tuple[str, int]]) -> None:
-        """Copy all sessions; `page` is the source's first ones."""
-        free = anyio.Semaphore(AT_ONCE)
+    async def run(self, page: list[tuple[str, int]]) -> None:
+        """Copy all sessions.
+
+        Args:
+            page: the first sessions of the source.
+        """
+        free_places = anyio.Semaphore(SESSIONS_AT_ONCE)
         async with anyio.create_task_group() as group:
             scope = group.cancel_scope
             try:
                 while page:
                     for session_id, length in page:
-                        await free.acquire()
-                        group.start_soon(self._copy_one, session_id, length, free, scope)
+                        await free_places.acquire()
+                        group.start_soon(self._copy_session, session_id, length, free_places, scope)
                     page = await self.source.sessions(page[-1][0], PAGE_SESSIONS)
             except Exception as error:
-                self._fail(error, scope)
+                self._end_with_error(error, scope)
         if self._error is not None:
             raise self._error
 
     def report(self) -> CopyReport:
-        """What was done."""
+        """Return what was done."""
         self._expected_items = self._done_items
-        self._tell()
+        self._report_progress()
         problems = sorted(self._problems, key=lambda problem: problem.session_id or "")
         return CopyReport(self._sessions, self.items, self.already_there, self._problem_count, tuple(problems))
 
-    def _fail(self, error: Exception, scope: anyio.CancelScope) -> None:
-        # Not by the task group, which would raise a group of errors.
-        if self._error is None:
-            self._error = error
-        scope.cancel()
+    def advance(self, items: int) -> None:
+        """Count items as done, for the progress."""
+        before = self._done_items
+        self._done_items += items
+        if before // _PROGRESS_EVERY_ITEMS != self._done_items // _PROGRESS_EVERY_ITEMS:
+            self._report_progress()
 
-    async def _copy_one(self, session_id: str, length: int, free: anyio.Semaphore, scope: anyio.CancelScope) -> None:
-        session = _Session(self, session_id, length)
+    async def _copy_session(
+        self, session_id: str, length: int, free_places: anyio.Semaphore, scope: anyio.CancelScope
+    ) -> None:
+        session = _SessionCopy(self, session_id, length)
         try:
-            await session.copy()
+            await session.run()
         except _SessionProblem as problem:
             self._problem_count += 1
             if len(self._problems) < MOST_PROBLEMS:
                 self._problems.append(Problem(str(problem), session_id, problem.position))
         except Exception as error:
-            return self._fail(error, scope)
+            return self._end_with_error(error, scope)
         finally:
-            free.release()
+            free_places.release()
         self._sessions += 1
         self.advance(length - session.done)
 
-    def advance(self, items: int) -> None:
-        """Count items as dealt with."""
-        before = self._done_items
-        self._done_items += items
-        if before // _TELL_EVERY_ITEMS != self._done_items // _TELL_EVERY_ITEMS:
-            self._tell()
+    def _end_with_error(self, error: Exception, scope: anyio.CancelScope) -> None:
+        # Kept instead of raised, because the task group would wrap it into an exception group.
+        if self._error is None:
+            self._error = error
+        scope.cancel()
 
-    def _tell(self) -> None:
+    def _report_progress(self) -> None:
         if self._progress is not None:
             self._progress(self._done_items, max(self._done_items, self._expected_items))
 
 
-class _Session:
-    """One session's copy, as far as the source held it when it was listed.
+class _SessionCopy:
+    """The copy of one session, up to the length that it had when the source listed it.
 
     Attributes:
         done: how many items were compared or copied.
     """
 
-    def __init__(self, copying: _Copying, session_id: str, length: int) -> None:
-        self._copying = copying
-        self._source, self._target = copying.source, copying.target
+    def __init__(self, copy: _DatabaseCopy, session_id: str, length: int) -> None:
+        self._copy = copy
+        self._source, self._target = copy.source, copy.target
         self._id, self._length = session_id, length
-        self._whole: list[Row] = []  # the source's rows where they are one slice
+        self._cached_rows: list[Row] = []  # all rows of the source, where they are one slice
         self.done = 0
 
-    async def copy(self) -> None:
-        """Copy what the target does not have, and compare both sides then.
+    async def run(self) -> None:
+        """Copy the items that the target does not have, then compare both sides.
 
         Raises:
             _SessionProblem: the session is not whole in the target.
         """
         try:
-            AsyncSession(self._target, self._id)
+            check_session_id(self._id)
         except ValueError as error:
             raise _SessionProblem(f"not copied: {error}") from None
-        content = await self._examine()
-        await self._compare()
-        self._copying.already_there += self.done
+        source_digest = await self._read_source()
+        await self._compare_with_target()
+        self._copy.already_there += self.done
         if self.done < self._length:
-            await self._append()
-            await self._verify(content)
+            await self._append_rest()
+            await self._verify(source_digest)
 
-    async def _examine(self) -> _Content:
-        """Read the source's rows before anything is written: what they are, and that each can be copied."""
-        content = _Content()
-        while rows := await self._source_rows(content.count, self._length):
-            _texts(rows)
-            content.take(rows)
-            self._whole = rows if len(rows) == self._length else []
-        if content.count < self._length:
+    async def _read_source(self) -> _RowsDigest:
+        """Read the rows of the source before anything is written, and check that each can be copied."""
+        digest = _RowsDigest()
+        while rows := await self._source_rows(digest.count, self._length):
+            _decode_texts(rows)
+            digest.add(rows)
+            self._cached_rows = rows if len(rows) == self._length else []
+        if digest.count < self._length:
             raise _SessionProblem(
                 f"not copied: it had {self._length} items, and ends here. If it changed meanwhile, run the copy again; "
-                "else it is damaged, and a check says more",
-                content.count,
+                "otherwise it is damaged, and a check says more",
+                digest.count,
             )
-        return content
+        return digest
 
-    async def _compare(self) -> None:
-        """Go through what the target has, which must be a beginning of what the source has."""
-        # One more than the source has, to see whether there is more.
-        while theirs := await self._target_rows(self.done, self._length + 1):
+    async def _compare_with_target(self) -> None:
+        """Check that the items of the target are a beginning of those of the source."""
+        # One row more than the source has, to find out whether the target has more.
+        while target_rows := await self._target_rows(self.done, self._length + 1):
             if self.done == self._length:
                 raise _SessionProblem(
-                    f"not copied: it goes on from here in the target, and ends in the source. {_ITS_OTHER_CONTENT}",
-                    self._length,
+                    f"not copied: the target has more items, from here on. {_CLEAR_IT_TO_COPY}", self._length
                 )
-            ours = await self._source_rows(self.done, min(self.done + len(theirs), self._length))
-            for (position, mine), (_, other) in zip(ours, theirs, strict=False):  # either slice may be shorter
-                if mine != other:
+            source_rows = await self._source_rows(self.done, min(self.done + len(target_rows), self._length))
+            for (position, source_text), (_, target_text) in zip(source_rows, target_rows, strict=False):
+                # Not strict, because either slice may be shorter.
+                if source_text != target_text:
                     raise _SessionProblem(
-                        f"not copied: the target has another item here. {_ITS_OTHER_CONTENT}", position
+                        f"not copied: the target has another item here. {_CLEAR_IT_TO_COPY}", position
                     )
-            self._step(min(len(_there(ours)), len(theirs)))
+            self._advance(min(len(_require_rows(source_rows)), len(target_rows)))
 
-    async def _append(self) -> None:
+    async def _append_rest(self) -> None:
         while self.done < self._length:
-            rows = _there(await self._source_rows(self.done, self._length))
-            await self._target.append(self._id, _texts(rows))
-            self._copying.items += len(rows)
-            self._step(len(rows))
+            rows = _require_rows(await self._source_rows(self.done, self._length))
+            await self._target.append(self._id, _decode_texts(rows))
+            self._copy.items += len(rows)
+            self._advance(len(rows))
 
-    async def _verify(self, content: _Content) -> None:
-        copied, again = _Content(), _Content()
-        while rows := await self._target_rows(copied.count, self._length + 1):
-            copied.take(rows)
-        self._whole = []
-        while rows := await self._source_rows(again.count, self._length):
-            again.take(rows)
-        if again.digest() != content.digest():
-            raise _SessionProblem(_CHANGED)
-        if copied.digest() != content.digest():
+    async def _verify(self, source_digest: _RowsDigest) -> None:
+        """Read both sides again, and compare them with what was read of the source before."""
+        target_digest, source_again = _RowsDigest(), _RowsDigest()
+        while rows := await self._target_rows(target_digest.count, self._length + 1):
+            target_digest.add(rows)
+        self._cached_rows = []
+        while rows := await self._source_rows(source_again.count, self._length):
+            source_again.add(rows)
+        if source_again.value() != source_digest.value():
+            raise _SessionProblem(_CHANGED_MEANWHILE)
+        if target_digest.value() != source_digest.value():
             raise _SessionProblem(
-                f"the target holds {copied.count} items that are not the source's {content.count}: somebody else "
-                "wrote to the session there meanwhile, or it changed in the source. Run the copy again"
+                f"the target holds {target_digest.count} items, which are not the source's {source_digest.count}: "
+                "another program wrote to the session in the target meanwhile, or it changed in the source; run the "
+                "copy again"
             )
 
-    def _step(self, items: int) -> None:
+    def _advance(self, items: int) -> None:
         self.done += items
-        self._copying.advance(items)
+        self._copy.advance(items)
 
     async def _source_rows(self, start: int, end: int) -> list[Row]:
-        if self._whole:
-            return self._whole[start:end]
+        if self._cached_rows:
+            return self._cached_rows[start:end]
         try:
-            return await _slice(self._source, self._id, start, end, "source")
+            return await _read_slice(self._source, self._id, start, end, "source")
         except StorageCorruptError as error:
             raise _SessionProblem(f"cannot be read to its end: {error}", start) from error
 
     async def _target_rows(self, start: int, end: int) -> list[Row]:
-        return await _slice(self._target, self._id, start, end, "target")
+        return await _read_slice(self._target, self._id, start, end, "target")
 
 
-_CHANGED = "it changed in the source while it was copied, other than by new items: run the copy again"
+_CHANGED_MEANWHILE = "it changed in the source during the copy, other than by new items; run the copy again"
 
-_ITS_OTHER_CONTENT = "Nothing of it was changed; to have it copied, clear it there"
+_CLEAR_IT_TO_COPY = "The target's session was not changed; to copy this one, clear it there"
 
 
-class _Content:
-    """What a sequence of rows is, in a few bytes: their number, and a digest over their positions and texts."""
+class _RowsDigest:
+    """The number of some rows, and a digest of their positions and texts."""
 
     def __init__(self) -> None:
         self.count = 0
         self._hash = hashlib.blake2b()
 
-    def take(self, rows: Sequence[Row]) -> None:
+    def add(self, rows: Sequence[Row]) -> None:
         for position, data in rows:
             self._hash.update(b"%d %d " % (position, len(data)))
             self._hash.update(data)
         self.count += len(rows)
 
-    def digest(self) -> tuple[int, bytes]:
+    def value(self) -> tuple[int, bytes]:
         return self.count, self._hash.digest()
 
 
-async def _slice(engine: Engine, session_id: str, start: int, end: int, where: str) -> list[Row]:
-    """The session's next rows, before `end`; nothing just where it has none or `start` is the end."""
+async def _read_slice(engine: Engine, session_id: str, start: int, end: int, where: str) -> list[Row]:
+    """Read the session's next rows below the position `end`; none only if there is none or `start` is `end`."""
     rows = await engine.rows(session_id, start, min(SLICE_ROWS, end - start)) if start < end else []
     for expected, (position, _) in enumerate(rows, start):
         if position != expected:
@@ -286,20 +300,20 @@ async def _slice(engine: Engine, session_id: str, start: int, end: int, where: s
     return rows
 
 
-def _there(rows: list[Row]) -> list[Row]:
-    if not rows:  # though the source had them before
-        raise _SessionProblem(_CHANGED)
+def _require_rows(rows: list[Row]) -> list[Row]:
+    if not rows:  # the source had them when it was read first
+        raise _SessionProblem(_CHANGED_MEANWHILE)
     return rows
 
 
-def _texts(rows: Sequence[Row]) -> list[str]:
-    """The rows' texts; refuses what is none that every database can store."""
+def _decode_texts(rows: Sequence[Row]) -> list[str]:
+    """Decode the rows' texts; refuse those that not every database can store."""
     texts = []
     for position, data in rows:
         if b"\0" in data:
-            raise _SessionProblem("not copied: the item's text holds NUL, which not every database can store", position)
+            raise _SessionProblem("not copied: the item's text has NUL, which not every database can store", position)
         try:
             texts.append(data.decode())
         except UnicodeDecodeError:
-            raise _SessionProblem("not copied: the item's text is no UTF-8", position) from None
+            raise _SessionProblem("not copied: the item's text is not UTF-8", position) from None
     return texts

@@ -3,46 +3,45 @@
 ::
 
     AgentMemError
-    ├── InvalidItemError (ValueError)          an item that JSON cannot hold faithfully
-    ├── SessionClosedError (RuntimeError)      a call on a handle after its close()
-    ├── ConflictError                          the session is not what the caller took it for
-    ├── StorageError                           the database did not do what was asked
-    │   ├── StorageBusyError                   a lock was held, or the server did not serve, for too long
-    │   ├── StorageFullError                   no room on the disk
-    │   ├── StorageCorruptError                the database is damaged, or none at all
+    ├── InvalidItemError (ValueError)          an item has no faithful JSON form
+    ├── SessionClosedError (RuntimeError)      a method was called on a closed handle
+    ├── ConflictError                          the session is not in the state that the caller expected
+    ├── StorageError                           the database failed
+    │   ├── StorageBusyError                   a lock or the server was not available in time
+    │   ├── StorageFullError                   no space is left on the disk
+    │   ├── StorageCorruptError                the database is damaged, or the file is not a database
     │   └── SchemaVersionError                 the database was written by a newer agentmem
-    ├── RunError                               a run of an agent that could not go on
-    │   ├── MaxTurnsExceeded                   the model kept asking for tools
-    │   ├── ModelError                         the model could not be called, or failed
-    │   └── ToolError                          a tool failed and was told to raise
+    ├── RunError                               a run of an agent failed
+    │   ├── MaxTurnsExceeded                   the model still asked for tools after max_turns calls
+    │   ├── ModelError                         the model could not be called, or its answer is unusable
+    │   └── ToolError                          a tool failed that was declared with raise_errors=True
     └── MissingDependencyError (ImportError)   an optional package; the message is the pip command
 
-    CorruptItemWarning (UserWarning)           a stored row that cannot be read was skipped
+    CorruptItemWarning (UserWarning)           a stored row cannot be read and was skipped
 
-Two kinds of mistake stay the built-in errors that Python programmers expect: ``TypeError`` and
-``ValueError`` for an argument of the wrong type or out of range (a negative ``limit``, an empty
-session id, an unknown URL scheme).
+Wrong arguments raise Python's own ``TypeError`` (wrong type) and ``ValueError`` (out of range: a negative ``limit``,
+an empty session id, an unknown URL scheme).
 
-A driver's own exception (``sqlite3.Error``, asyncpg's) never reaches the caller: each engine maps it to one
-of these and keeps it as ``__cause__``.
+A driver's exception (``sqlite3.Error``, ``asyncpg.PostgresError``) never reaches the caller. The engine raises one of
+these errors from it, so it is the ``__cause__``.
 """
 
 from __future__ import annotations
 
 
 class AgentMemError(Exception):
-    """The root: catches everything that agentmem itself raises."""
+    """The base class of every error that agentmem defines."""
 
 
 class InvalidItemError(AgentMemError, ValueError):
-    """An item cannot be stored as JSON and come back equal; nothing of its batch was stored.
+    """An item cannot be stored as JSON and read back equal. Nothing of its batch was stored.
 
     Attributes:
-        index: position of the item in the batch, from 0.
-        path: where inside the item, as in ``$.content[0].text``.
+        index: the item's index in the batch, from 0.
+        path: the invalid value's path inside the item, such as ``$.content[0].text``.
     """
 
-    # The defaults are for pickle, which makes the error from its message alone and then sets the attributes.
+    # The defaults are for pickle, which creates the error from its message alone and then sets the attributes.
     def __init__(self, message: str, *, index: int = 0, path: str = "$") -> None:
         super().__init__(message)
         self.index = index
@@ -50,51 +49,51 @@ class InvalidItemError(AgentMemError, ValueError):
 
 
 class SessionClosedError(AgentMemError, RuntimeError):
-    """The handle (session or store) was closed; open a new one to go on. The data is untouched."""
+    """The handle (a session or a store) was closed. The stored data is unchanged; open a new handle to use it."""
 
 
 class ConflictError(AgentMemError):
-    """A write was refused because the session is not in the state that the caller expected."""
+    """A write was refused because the session is not in the state that the caller expected. Nothing was written."""
 
 
 class StorageError(AgentMemError):
-    """The database could not do what was asked; the message says why and what to do.
+    """The database failed; the message says why and what to do.
 
-    Nothing was written, unless the message says that it is in doubt: a server was lost before it answered, and did not
-    come back in time.
+    Nothing was written, unless the message says that the outcome is in doubt: the connection to a server was lost
+    before it answered, and the server did not come back in time.
     """
 
 
 class StorageBusyError(StorageError):
-    """Somebody else held the lock, or the server did not serve, longer than ``busy_timeout_s``; nothing was written."""
+    """A lock or the server was not available within ``busy_timeout_s``. Nothing was written."""
 
 
 class StorageFullError(StorageError):
-    """No room on the disk; nothing was written, and writing works again once there is room."""
+    """No space is left on the disk. Nothing was written; writes work again as soon as there is space."""
 
 
 class StorageCorruptError(StorageError):
-    """The database is damaged, or the file is none; agentmem leaves it as it is."""
+    """The database is damaged, or the file is not a database. agentmem does not change it."""
 
 
 class SchemaVersionError(StorageError):
-    """The database was written by a newer agentmem than this one; upgrade agentmem."""
+    """The database was written by a newer version of agentmem than this one; upgrade agentmem."""
 
 
 class RunError(AgentMemError):
-    """A run of an agent could not go on; the message says what the session holds."""
+    """A run of an agent failed; the message says what the session now holds of it."""
 
 
 class MaxTurnsExceeded(RunError):  # noqa: N818  DESIGN's and the Agents SDK's name for it
-    """The model was still asking for tools after ``max_turns`` calls."""
+    """The model still asked for tools after ``max_turns`` calls."""
 
 
 class ModelError(RunError):
-    """The model could not be called, or its call failed; that call added nothing to the session."""
+    """The model could not be called, or its answer is unusable. That call added nothing to the session."""
 
 
 class ToolError(RunError):
-    """A tool failed and was declared to raise instead of reporting to the model."""
+    """A tool failed that was declared with ``raise_errors=True``. The default reports failures to the model."""
 
 
 class MissingDependencyError(AgentMemError, ImportError):
@@ -102,4 +101,4 @@ class MissingDependencyError(AgentMemError, ImportError):
 
 
 class CorruptItemWarning(UserWarning):
-    """A stored row that cannot be read was skipped; names the session and the position."""
+    """A stored row cannot be read and was skipped; the message names the session and the position."""

@@ -1,16 +1,15 @@
-"""Items: one JSON object each, stored as JSON text and returned equal.
+"""Items: each is a JSON object, is stored as JSON text, and comes back equal.
 
-Rules kept here:
+Rules:
 
-- What :func:`encode_item` accepts, :func:`decode_item` returns equal: key order, unicode, big
-  integers, floats, lone surrogates. The fast path checks that on every item, by decoding what it
-  encoded; the other one writes nothing but what JSON holds exactly.
-- What JSON cannot hold faithfully (NaN, infinity, keys that are not strings, bytes, tuples, sets,
-  any other object) raises :class:`~agentmem.errors.InvalidItemError` with its index and path.
-- pydantic models, at the top or inside, are taken as their JSON form.
+- :func:`decode_item` returns an equal item for every text that :func:`encode_item` makes: key order, Unicode, big
+  integers, floats, lone surrogates. The fast path decodes each text that it makes and compares; the slow path writes
+  only values that JSON can express exactly.
+- A value that JSON cannot express exactly (NaN, infinity, a key that is not a string, bytes, a tuple, a set, any other
+  object) raises :class:`~agentmem.errors.InvalidItemError` with the item's index and the value's path.
+- A pydantic model, as an item or inside one, is replaced by its JSON form.
 
-The second half of the module names the kinds of item that a run produces, for
-``RunResult.new_items``. No I/O here.
+The second half of the module defines the kinds of item in ``RunResult.new_items``. The module does no I/O.
 """
 
 from __future__ import annotations
@@ -29,28 +28,28 @@ from pydantic_core import from_json, to_json
 from .errors import InvalidItemError
 
 Item = dict[str, Any]
-"""One item in the OpenAI Responses input format: a JSON object."""
+"""An item in the input format of OpenAI's Responses API: a JSON object."""
 
 MAX_DEPTH = 256
-"""Deepest nesting of objects and arrays in an item. The model APIs stop far below; the bound keeps
-decoding clear of Python's recursion limit (1,000 by default, shared with the caller's own frames)."""
+"""The deepest nesting of objects and arrays that is accepted in an item. The model APIs accept much less. The limit
+keeps decoding away from Python's recursion limit (1,000 by default, which includes the caller's own frames)."""
 
 MAX_STORED_DEPTH = 1_000
-"""Deepest nesting that is read. Items that other programs stored may be deeper than agentmem's own; but under Python
-before 3.12 a program that raised its recursion limit would overflow the stack on a row of 100,000 levels."""
+"""The deepest nesting that is read. Items that other programs stored may be deeper than ``MAX_DEPTH``. Without a limit,
+a row of 100,000 levels would overflow the stack of Python 3.11 in a program that has raised its recursion limit."""
 
 _SURROGATE_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 
 
 def encode_items(items: Iterable[object]) -> list[str]:
-    """The JSON text of each item, in order.
+    """Encode each item as JSON text, in the same order.
 
     Args:
         items: JSON objects (dicts) or pydantic models, oldest first.
 
     Raises:
-        InvalidItemError: an item that JSON cannot hold faithfully.
-        TypeError: ``items`` is a single item instead of a list of them, or not iterable.
+        InvalidItemError: an item has no faithful JSON form.
+        TypeError: ``items`` is a single item instead of a list, or is not iterable.
     """
     if isinstance(items, (str, bytes, dict, BaseModel)):
         raise TypeError(f"items must be a list of items, got one {type(items).__name__}: put it in a list, [item]")
@@ -58,44 +57,48 @@ def encode_items(items: Iterable[object]) -> list[str]:
 
 
 def encode_item(item: object, index: int = 0) -> str:
-    """The JSON text of one item.
+    """Encode one item as JSON text.
+
+    Args:
+        item: a JSON object (a dict) or a pydantic model.
+        index: the item's index in its batch, for the error.
 
     Raises:
-        InvalidItemError: it is no JSON object, or holds what JSON cannot hold faithfully.
+        InvalidItemError: `item` is not a JSON object, or holds a value that has no faithful JSON form.
     """
     if type(item) is dict:
         try:
-            # Fast path, about 3 µs for a message of 400 bytes: pydantic's core writes some things as JSON that
-            # are none (bytes, tuples, dates), so the text counts only if it decodes to an equal item.
-            # As "null", NaN and infinity come back unequal too.
+            # The fast path: about 3 µs for a message of 400 bytes. pydantic-core also encodes values that are not JSON
+            # (bytes, tuples, dates), so the text counts only if it decodes to an equal item. NaN and infinity become
+            # null, which is not equal either.
             data = to_json(item, inf_nan_mode="null")
             if from_json(data) == item:
                 return data.decode()
         except (ValueError, TypeError, RecursionError, BytesWarning):
-            pass  # not swallowed: the path below stores it, or names what is wrong and where
+            pass  # nothing is lost: the slow path below encodes the item, or says which value is invalid
     try:
-        plain = _plain(item, None, 0, index)
+        plain = _to_plain_json(item, None, 0, index)
         if type(plain) is not dict:
             raise _invalid(index, None, f"an item is a JSON object (a dict), got {type(item).__name__}")
-        # ASCII escapes, because a lone surrogate has no UTF-8 form.
+        # With ASCII escapes, because a lone surrogate has no UTF-8 form.
         return json.dumps(plain, allow_nan=False, separators=(",", ":"))
     except RecursionError:
-        raise _invalid(index, None, "nested too deep for the stack that is left here") from None
+        raise _invalid(index, None, "nested too deeply for what is left of the call stack") from None
 
 
 def decode_item(data: str | bytes) -> Item:
-    """The item that a stored text holds.
+    """Decode the JSON text of one stored item.
 
     Raises:
-        ValueError: the text is not the JSON of an object: the row is corrupt.
+        ValueError: the text is not the JSON of an object, so the row is corrupt.
     """
     try:
         item = from_json(data, allow_inf_nan=False)
     except (ValueError, TypeError):
-        # The standard library reads what pydantic's core refuses: lone surrogates, and more than 200 levels.
+        # pydantic-core refuses lone surrogates and more than 200 levels; the standard library reads them.
         try:
-            text = data if isinstance(data, str) else str(data, "utf-8")  # left to itself it also tries UTF-16
-            if _is_too_deep(text):
+            text = data if isinstance(data, str) else str(data, "utf-8")  # json.loads() would also try UTF-16
+            if _is_nested_too_deeply(text):
                 raise ValueError(f"nested deeper than {MAX_STORED_DEPTH} levels")
             item = json.loads(text, parse_constant=_refuse_constant)
         except (TypeError, RecursionError) as error:
@@ -106,9 +109,18 @@ def decode_item(data: str | bytes) -> Item:
 
 
 def decode_joined(joined: bytes, count: int) -> list[Item] | None:
-    """The items of `count` stored texts, joined by commas, in one go; None where they must be decoded one by one.
+    """Decode many stored texts at once.
 
-    It cannot tell corrupt texts that only together are JSON, as nothing but intent makes them.
+    Corrupt texts that are valid JSON only together, such as ``{"a":[1`` and ``2]},{}``, are not detected. Accidental
+    damage does not produce them.
+
+    Args:
+        joined: the texts, joined by commas.
+        count: how many texts there are.
+
+    Returns:
+        The items in the order of the texts. None if the texts must be decoded one by one, because at least one of them
+        is corrupt or needs the standard library's decoder.
     """
     try:
         items: list[Item] = from_json(b"[%b]" % joined, allow_inf_nan=False)
@@ -118,10 +130,10 @@ def decode_joined(joined: bytes, count: int) -> list[Item] | None:
 
 
 def json_size_bytes(item: Item) -> int:
-    """Length in bytes of the item's compact JSON in UTF-8."""
+    """Return the length of the item's compact JSON, in bytes of UTF-8."""
     try:
         return len(to_json(item))
-    except ValueError:  # lone surrogates, or very deep
+    except ValueError:  # a lone surrogate, or very deep nesting
         return len(json.dumps(item, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass"))
 
 
@@ -129,114 +141,130 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-def _is_too_deep(text: str) -> bool:
+def _is_nested_too_deeply(text: str) -> bool:
     if text.count("[") + text.count("{") <= MAX_STORED_DEPTH:
         return False
-    # Without what is escaped inside them, every quote begins or ends a string.
-    outside = "".join(text.replace("\\\\", "").replace('\\"', "").split('"')[::2])
+    # Once escaped backslashes and escaped quotes are removed, every quote begins or ends a string.
+    outside_strings = "".join(text.replace("\\\\", "").replace('\\"', "").split('"')[::2])
     depth = 0
-    for bracket in re.findall(r"[\[{}\]]", outside):
+    for bracket in re.findall(r"[\[{}\]]", outside_strings):
         depth += 1 if bracket in "[{" else -1
         if depth > MAX_STORED_DEPTH:
             return True
     return False
 
 
-class _Place(NamedTuple):
-    """Where in an item: a key or an index, and what it is in. Written out only for an error."""
+class _Path(NamedTuple):
+    """The path of a value in an item, as a linked list from the value up: its key or index, and its parent's path.
 
-    inside: _Place | None
+    It becomes text only for an error, so that a valid item pays nothing for it.
+    """
+
+    parent: _Path | None
     step: str | int
 
 
-def _invalid(index: int, place: _Place | None, problem: str) -> InvalidItemError:
+def _invalid(index: int, path: _Path | None, problem: str) -> InvalidItemError:
     steps: list[str] = []
-    while place is not None:
-        steps.append(f"[{place.step}]" if isinstance(place.step, int) else f".{place.step}")
-        place = place.inside
-    path = "$" + "".join(reversed(steps))
+    while path is not None:
+        steps.append(f"[{path.step}]" if isinstance(path.step, int) else f".{path.step}")
+        path = path.parent
+    path_text = "$" + "".join(reversed(steps))
     return InvalidItemError(
-        f"item {index} at {_shortened(path)}: {problem}; nothing of this batch was stored", index=index, path=path
+        f"item {index} at {_shorten(path_text)}: {problem}; nothing of this batch was stored",
+        index=index,
+        path=path_text,
     )
 
 
-def _named(key: object) -> str:
+def _describe_key(key: object) -> str:
     try:
-        return f"the key {_shortened(repr(key))}"
-    except Exception:  # an integer of more digits than Python writes, or a repr of the user's own
+        return f"the key {_shorten(repr(key))}"
+    except Exception:  # an integer of too many digits for Python to print, or the error of a custom __repr__
         return "a key"
 
 
-def _shortened(text: str) -> str:
+def _shorten(text: str) -> str:
     return text if len(text) <= 200 else text[:100] + "…" + text[-80:]
 
 
-def _plain(value: object, place: _Place | None, depth: int, index: int) -> object:
-    """A copy of `value` made of what JSON holds exactly, or the error that names what is in the way."""
+def _to_plain_json(value: object, path: _Path | None, depth: int, index: int) -> object:
+    """Copy `value` into the types that JSON can express exactly.
+
+    Args:
+        value: the item, or a value inside it.
+        path: the value's path in the item; None for the item itself.
+        depth: how many objects and arrays surround the value.
+        index: the item's index in its batch, for the error.
+
+    Raises:
+        InvalidItemError: the value, or one inside it, has no faithful JSON form.
+    """
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
-        return _checked_text(value, place, index)
+        return _check_text(value, path, index)
     if isinstance(value, int):
         try:
             str(int(value))
         except ValueError:  # sys.get_int_max_str_digits()
-            raise _invalid(index, place, "an integer of more digits than Python converts; make it a string") from None
+            raise _invalid(
+                index, path, "an integer of more digits than Python converts to text; make it a string"
+            ) from None
         return value
     if isinstance(value, float):
         if not math.isfinite(value):
-            raise _invalid(index, place, f"{value!r} is not JSON; use null or a string")
+            raise _invalid(index, path, f"{value!r} is not JSON; use null or a string")
         return value
     if depth >= MAX_DEPTH:
-        raise _invalid(index, place, f"nested deeper than {MAX_DEPTH} levels")
+        raise _invalid(index, path, f"nested deeper than {MAX_DEPTH} levels")
     if isinstance(value, BaseModel):
-        return _plain(_model_json(value, index, place), place, depth, index)
+        return _to_plain_json(_dump_model(value, path, index), path, depth, index)
     if isinstance(value, dict):
-        result = {}
+        members = {}
         for key, member in value.items():
             if not isinstance(key, str):
-                raise _invalid(index, place, f"{_named(key)} is {type(key).__name__}, JSON keys are strings")
-            result[_checked_text(key, place, index)] = _plain(member, _Place(place, key), depth + 1, index)
-        return result
+                raise _invalid(index, path, f"{_describe_key(key)} is {type(key).__name__}; JSON keys are strings")
+            members[_check_text(key, path, index)] = _to_plain_json(member, _Path(path, key), depth + 1, index)
+        return members
     if isinstance(value, list):
         elements = []
-        for number, member in enumerate(value):
-            elements.append(_plain(member, _Place(place, number), depth + 1, index))
+        for number, element in enumerate(value):
+            elements.append(_to_plain_json(element, _Path(path, number), depth + 1, index))
         return elements
     advice = "make it a list" if isinstance(value, (tuple, set, frozenset)) else "convert it to JSON types first"
-    raise _invalid(index, place, f"{type(value).__name__} has no faithful JSON form; {advice}")
+    raise _invalid(index, path, f"{type(value).__name__} has no faithful JSON form; {advice}")
 
 
-def _checked_text(text: str, place: _Place | None, index: int) -> str:
-    # One lone surrogate comes back from its \u escape; two that form a pair come back as one character.
+def _check_text(text: str, path: _Path | None, index: int) -> str:
+    # A lone surrogate survives as a \u escape. Two that form a pair would come back as one character.
     if _SURROGATE_PAIR.search(text):
         advice = "text.encode('utf-16', 'surrogatepass').decode('utf-16')"
-        raise _invalid(index, place, f"a surrogate pair as two code points is one character in JSON; use {advice}")
+        raise _invalid(index, path, f"a surrogate pair as two code points is one character in JSON; use {advice}")
     return text
 
 
-def _model_json(model: BaseModel, index: int, place: _Place | None) -> object:
-    openai = sys.modules.get("openai")  # not imported here: whoever has an object of its classes has loaded it
+def _dump_model(model: BaseModel, path: _Path | None, index: int) -> object:
+    openai = sys.modules.get("openai")  # not imported: a caller who has one of its objects has loaded it
     try:
         if openai is not None and isinstance(model, openai.BaseModel):
-            # The client's models say themselves what the API takes back: to_dict() leaves out what was never set,
-            # because the API refuses an explicit null for it. No warnings: the client builds them unchecked, so
-            # what a newer API sends need not fit their types.
+            # to_dict() leaves out fields that were never set, because the API refuses an explicit null for them.
+            # Without warnings: the client builds its models unvalidated, so a newer API's answer may not fit the types.
             return model.to_dict(mode="json", warnings=False)
         return model.model_dump(mode="json", by_alias=True)
-    except ValueError as error:  # PydanticSerializationError is one
+    except ValueError as error:  # PydanticSerializationError is a ValueError
         raise _invalid(
-            index, place, f"{type(model).__name__} does not turn into JSON: {_shortened(str(error))}"
+            index, path, f"{type(model).__name__} cannot be converted to JSON: {_shorten(str(error))}"
         ) from error
 
 
 @dataclass(frozen=True)
 class RunItem:
-    """One item that a run added, with the agent that it came from.
+    """An item that a run added, with the agent that it comes from.
 
     Attributes:
-        raw_item: the item as it is stored and replayed (see :meth:`to_input_item`).
-        agent_name: name of the agent that was speaking.
+        raw_item: the item as it is stored and replayed.
+        agent_name: the name of the agent that was active.
     """
 
     type: ClassVar[str] = "run_item"
@@ -245,7 +273,7 @@ class RunItem:
     agent_name: str
 
     def to_input_item(self) -> Item:
-        """The item in the form in which it is sent to the model."""
+        """Return the item as it is sent to the model."""
         return self.raw_item
 
 
@@ -257,20 +285,24 @@ class MessageOutputItem(RunItem):
 
     @property
     def text(self) -> str:
-        """The message's text; a refusal counts as text."""
+        """The text of the message; a refusal counts as text."""
         return message_text(self.raw_item)
 
 
 @dataclass(frozen=True)
 class ToolCallItem(RunItem):
-    """The model asks for a tool; hosted tools (web search and the like) have no separate output."""
+    """The model calls a tool. A hosted tool (such as web search) has no separate output item."""
 
     type: ClassVar[str] = "tool_call_item"
 
 
 @dataclass(frozen=True)
 class ToolCallOutputItem(RunItem):
-    """What the tool answered; ``output`` is the value that the tool returned, before it became text."""
+    """The output of a tool call.
+
+    Attributes:
+        output: the value that the tool returned, before it was converted to text.
+    """
 
     type: ClassVar[str] = "tool_call_output_item"
 
@@ -279,14 +311,18 @@ class ToolCallOutputItem(RunItem):
 
 @dataclass(frozen=True)
 class HandoffCallItem(RunItem):
-    """The model hands the conversation to another agent."""
+    """The model hands the conversation over to another agent."""
 
     type: ClassVar[str] = "handoff_call_item"
 
 
 @dataclass(frozen=True)
 class HandoffOutputItem(RunItem):
-    """The handoff happened: ``target_agent_name`` goes on from here."""
+    """The output of a handoff: another agent continues the conversation.
+
+    Attributes:
+        target_agent_name: the name of that agent.
+    """
 
     type: ClassVar[str] = "handoff_output_item"
 
@@ -295,13 +331,13 @@ class HandoffOutputItem(RunItem):
 
 @dataclass(frozen=True)
 class ReasoningItem(RunItem):
-    """The model's reasoning, mostly opaque; replayed together with the item that it led to."""
+    """The model's reasoning, mostly opaque. It is replayed only together with the item that it led to."""
 
     type: ClassVar[str] = "reasoning_item"
 
 
 def message_text(item: Item) -> str:
-    """The text of a message item, from either form of ``content`` (a string, or a list of parts)."""
+    """Return the text of a message item, whose ``content`` is a string or a list of parts; "" if it has no text."""
     content = item.get("content")
     if isinstance(content, str):
         return content

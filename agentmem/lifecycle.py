@@ -1,14 +1,15 @@
-"""What happens around a process's life: closing when it ends, and forks.
+"""The ends and forks of a process: callbacks that close what is open, and start anew in a child.
 
 Rules:
 
-- A program that closes nothing still ends, and leaves closed files behind: aiosqlite's threads are not daemons
-  under a loop of the main thread, so the interpreter would wait for them for ever, and are daemons under the
-  background loop, so it would not let them close. One thread, which the interpreter does wait for, waits until
-  the main thread and all others that the program started are done, then runs the callbacks of
-  :func:`when_program_ends`.
-- SQLite must not be carried across a fork (sqlite.org/howtocorrupt.html, section 2.6): the callbacks of
-  :func:`around_fork` close before it and start anew after it. Where there is no fork, they never run.
+- A program that closes nothing still ends, and its files are closed. The interpreter alone does neither. It would wait
+  forever for aiosqlite's threads under a loop of the main thread, because they are not daemons. It would not let those
+  under the background loop close, because they are daemons. So a thread of agentmem's own, for which the interpreter
+  does wait, first waits for the main thread and for all other threads that the program has started. Then it runs the
+  callbacks of :func:`when_program_ends`.
+- An SQLite connection must not be used across a fork (https://www.sqlite.org/howtocorrupt.html, section 2.6). The
+  callbacks of :func:`around_fork` close connections before a fork and start anew after it. On systems without forks,
+  they never run.
 """
 
 from __future__ import annotations
@@ -18,53 +19,59 @@ import threading
 from collections.abc import Callable
 from weakref import WeakSet
 
-_ends: list[Callable[[], None]] = []
+_end_callbacks: list[Callable[[], None]] = []
 _own_threads: WeakSet[threading.Thread] = WeakSet()
-_watcher: threading.Thread | None = None
+_end_thread: threading.Thread | None = None
 _lock = threading.Lock()
 
 
 def when_program_ends(callback: Callable[[], None]) -> None:
-    """Run `callback` when the program's own threads are done, before the interpreter ends."""
-    _ends.append(callback)
+    """Register a callback for the time when the program's threads have ended and the interpreter has not yet.
+
+    Callbacks run in the reverse order of their registration. None runs if :func:`watch` was never called.
+    """
+    _end_callbacks.append(callback)
 
 
 def watch(own_thread: threading.Thread) -> None:
-    """Count `own_thread` as agentmem's: the program's end does not wait for it, but ends it."""
-    global _watcher
+    """Register a thread as agentmem's own, so that the program's end does not wait for it.
+
+    It must be a daemon, or a callback of :func:`when_program_ends` must end it.
+    """
+    global _end_thread
     with _lock:
         _own_threads.add(own_thread)
-        if _watcher is None:
-            _watcher = threading.Thread(target=_wait_and_end, name="agentmem-end", daemon=False)
-            _own_threads.add(_watcher)
-            _watcher.start()
+        if _end_thread is None:
+            _end_thread = threading.Thread(target=_wait_and_run_callbacks, name="agentmem-end", daemon=False)
+            _own_threads.add(_end_thread)
+            _end_thread.start()
 
 
 def around_fork(*, before: Callable[[], None], in_parent: Callable[[], None], in_child: Callable[[], None]) -> None:
-    """Run the callbacks around every ``os.fork()`` of this process."""
+    """Register callbacks for every ``os.fork()`` of this process, where the system has forks."""
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(before=before, after_in_parent=in_parent, after_in_child=in_child)
 
 
-def _wait_and_end() -> None:
+def _wait_and_run_callbacks() -> None:
     threading.main_thread().join()
-    # Threads that outlive the main one may still be using sessions.
-    while theirs := [
+    # Threads of the program that outlive the main thread may still use sessions.
+    while program_threads := [
         thread
         for thread in threading.enumerate()
         if not thread.daemon and thread not in _own_threads and thread is not threading.main_thread()
     ]:
-        for thread in theirs:
-            # One of them may be a thread that agentmem has just started and is about to report: look again.
+        for thread in program_threads:
+            # Looks again and again: it may be a thread of agentmem's own that was started and is not yet registered.
             while thread.is_alive() and thread not in _own_threads:
                 thread.join(0.05)
-    for callback in reversed(_ends):  # what was built last rests on what was built before
+    for callback in reversed(_end_callbacks):  # what was created later depends on what was created before
         callback()
 
 
 def _reset_in_child() -> None:
-    global _watcher, _lock
-    _watcher, _lock = None, threading.Lock()
+    global _end_thread, _lock
+    _end_thread, _lock = None, threading.Lock()
     _own_threads.clear()
 
 

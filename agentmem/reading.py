@@ -1,15 +1,17 @@
-"""How much of a session a read takes: rows go in newest first, items come out oldest first.
+"""How many rows of a session a read needs: rows go in newest first, items come out oldest first.
 
-A reading does no I/O. An engine feeds it rows until it wants no more, all from one state of the database:
+A reading does no I/O. An engine feeds it rows, all from one state of the database, until it wants no more::
 
     rows = fetch(reading.first)
-    while wanted := reading.feed(rows, at_start=...): rows = fetch(wanted)
+    while wanted := reading.feed(rows, at_start=...):
+        rows = fetch(wanted)
 
-Rules: rows that cannot be decoded are set aside in ``corrupt`` and never counted, so a limit counts valid
-items only. Decoding happens here: in the thread that reads, not on the event loop, but for a short reading of few
-bytes. Under Python's interpreter lock that would hold up the event loop for as long wherever it is done, and the
-items come to life in the cache of the core that uses them: 64 sessions that read their last 10 took 20 µs each
-instead of 28.
+Rules:
+
+- A row that cannot be decoded is noted in ``corrupt`` and not counted, so a limit counts valid items only.
+- ``feed`` decodes, so an engine calls it in the thread that reads. An engine may feed a short reading of few bytes on
+  the event loop: the interpreter lock would hold up the loop for as long if another thread decoded, and the items are
+  then in the cache of the core that uses them. 64 sessions that read their last 10 items took 20 µs each, against 28.
 """
 
 from __future__ import annotations
@@ -17,28 +19,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .items import Item, decode_item, decode_joined
-from .replay import SessionSettings, settle_window
+from .replay import SessionSettings, find_window
 
 SLICE_ROWS = 512
-"""Most rows that a reading takes at once. Fetching and decoding them holds the interpreter for about a
-millisecond at a time, so the event loop and other readers get their turn in a long read."""
+"""The most rows that a reading asks for at once. Fetching and decoding them holds the interpreter lock for about a
+millisecond, so the event loop and other readers can run in the course of a long read."""
 
 SHORT_ROWS = 64
-"""Most rows of a short reading, which may be fed on the event loop: decoding as many takes about 30 µs."""
+"""The most rows of a short reading, which may be fed on the event loop: decoding them takes about 30 µs."""
 
 Row = tuple[int, bytes]
 """A stored row: its position in the session, from 0, and the item's JSON text in UTF-8."""
 
 
 class TailReading:
-    """The newest `limit` items, or all of them.
+    """Reads the newest items of a session.
+
+    Args:
+        limit: how many items; None for all of them.
 
     Attributes:
-        first: rows wanted to begin with; 0 for none.
-        is_short: whether it begins with few rows, and calls no function of the caller's, so that ``feed_joined``
-            may be tried.
-        corrupt: positions of the rows that could not be decoded, newest first.
-        oldest: position of the oldest item taken, None where there is none.
+        limit: as given.
+        first: how many rows to feed first; 0 for none.
+        is_short: whether the engine may try ``feed_joined`` first, because few rows are wanted and no function of the
+            caller's is called.
+        corrupt: the positions of the rows that could not be decoded, newest first.
+        oldest: the position of the oldest decoded item; None if there is none.
     """
 
     corrupt: list[int]
@@ -46,32 +52,41 @@ class TailReading:
     _newest_first: list[Item]
 
     def __init__(self, limit: int | None) -> None:
-        self._limit = limit
+        self.limit = limit
         self.restart()
-        self.first = self._wanted()
+        self.first = self._next_slice_rows()
         self.is_short = 0 < self.first <= SHORT_ROWS
 
     def feed(self, rows: Sequence[Row], *, at_start: bool) -> int:
-        """Take `rows`, newest first; returns how many more are wanted, 0 when done.
+        """Decode the next older rows.
 
         Args:
+            rows: newest first.
             at_start: whether the session has no rows before these.
+
+        Returns:
+            How many more rows to feed; 0 when the reading is complete.
         """
         self._decode(rows)
-        return self._more(len(rows), at_start=at_start)
+        return self._rows_still_wanted(len(rows), at_start=at_start)
 
     def feed_joined(self, joined: bytes, count: int, oldest: int) -> bool:
-        """Take the `first` newest rows (fewer: all that there are) as one text; returns whether that is enough.
+        """Decode the ``first`` newest rows at once: 8 µs for 20 messages, against 15 µs one by one.
 
-        Where it is not, what was taken is forgotten. Decoding them together takes 8 µs for 20 messages, one by
-        one 15 µs.
+        Args:
+            joined: the rows' texts, newest first, joined by commas.
+            count: how many rows there are; fewer than ``first`` are the whole session.
+            oldest: the position of the oldest of them.
+
+        Returns:
+            True if the reading is complete. False if the rows must be fed with ``feed``, beginning with the newest.
         """
         items = decode_joined(joined, count)
         if items is None:
             return False
         self._newest_first = items
         self.oldest = oldest if items else None
-        if self._more(count, at_start=count < self.first):
+        if self._rows_still_wanted(count, at_start=count < self.first):
             self.restart()
             return False
         return True
@@ -81,17 +96,17 @@ class TailReading:
         return self._newest_first[::-1]
 
     def restart(self) -> None:
-        """Forget what was taken: the rows are to be fed again, from the newest on."""
+        """Forget all rows: they are fed again, beginning with the newest."""
         self._newest_first = []
         self.corrupt = []
         self.oldest = None
 
-    def _more(self, count: int, *, at_start: bool) -> int:
-        """How many more rows are wanted after the `count` newest ones."""
-        return 0 if at_start else self._wanted()
+    def _rows_still_wanted(self, count: int, *, at_start: bool) -> int:
+        """How many more rows to feed, now that `count` more were decoded."""
+        return 0 if at_start else self._next_slice_rows()
 
-    def _wanted(self) -> int:
-        return SLICE_ROWS if self._limit is None else min(SLICE_ROWS, self._limit - len(self._newest_first))
+    def _next_slice_rows(self) -> int:
+        return SLICE_ROWS if self.limit is None else min(SLICE_ROWS, self.limit - len(self._newest_first))
 
     def _decode(self, rows: Sequence[Row]) -> None:
         for position, data in rows:
@@ -103,10 +118,14 @@ class TailReading:
 
 
 class WindowReading(TailReading):
-    """The replay window of `settings`, which have a cap; reads only as far back as it takes to tell."""
+    """Reads the replay window of a session, and only as many rows as it depends on.
+
+    Args:
+        settings: the caps; at least one must be set.
+    """
 
     _window: list[Item]
-    _to_come: int
+    _rows_before_search: int
 
     def __init__(self, settings: SessionSettings) -> None:
         self._settings = settings
@@ -114,32 +133,32 @@ class WindowReading(TailReading):
         self.is_short = 0 < self.first <= SHORT_ROWS and settings.count_tokens is None
 
     def result(self) -> list[Item]:
-        """The window's items, oldest first."""
+        """The items of the window, oldest first."""
         return self._window
 
     def restart(self) -> None:
-        """Forget what was taken: the rows are to be fed again, from the newest on."""
+        """Forget all rows: they are fed again, beginning with the newest."""
         super().restart()
         self._window = []
-        self._to_come = self._guess()  # rows, before the window is looked for (again)
+        self._rows_before_search = self._estimated_rows()
 
-    def _more(self, count: int, *, at_start: bool) -> int:
-        self._to_come -= count
-        if at_start or self._to_come <= 0:
-            window = settle_window(self._newest_first[::-1], self._settings, whole=at_start)
+    def _rows_still_wanted(self, count: int, *, at_start: bool) -> int:
+        self._rows_before_search -= count
+        if at_start or self._rows_before_search <= 0:
+            window = find_window(self._newest_first[::-1], self._settings, at_start=at_start)
             if window is not None:
                 self._window = window
                 return 0
-            # As much again, so that no row is examined more than twice on average.
-            self._to_come = len(self._newest_first) + len(self.corrupt)
-        return self._wanted()
+            # Twice as many rows for each search, so that a row is looked at twice at most, on average.
+            self._rows_before_search = len(self._newest_first) + len(self.corrupt)
+        return self._next_slice_rows()
 
-    def _wanted(self) -> int:
-        return min(SLICE_ROWS, self._to_come)
+    def _next_slice_rows(self) -> int:
+        return min(SLICE_ROWS, self._rows_before_search)
 
-    def _guess(self) -> int:
-        # A little more than the cap, because an exchange or reasoning may straddle it. Eight items a turn and
-        # 64 tokens an item are only where the search begins; any number gives the same window.
+    def _estimated_rows(self) -> int:
+        # A few more than the cap, because an exchange or reasoning may begin before it. Eight items a turn and 64
+        # tokens an item only decide when the window is first searched; the window is the same for any number.
         guesses = [SLICE_ROWS]
         if self._settings.limit is not None:
             guesses.append(self._settings.limit + 4 if self._settings.limit else 0)

@@ -1,17 +1,17 @@
-"""The replay window: which end of a session the model can take.
+"""The replay window: the newest part of a session that is sent to the model.
 
-A window is the longest suffix of the history, less its incomplete exchanges, such that
+The window is the longest suffix of the history, without its incomplete exchanges, for which these rules hold:
 
-- it holds at most ``limit`` items, ``max_turns`` turns and ``max_tokens`` tokens;
-- no exchange is cut: a call stays with its output, an approval request with its response,
-  reasoning with the item that it led to;
-- order is kept, and a settings object without any cap leaves the history as it is.
+- It has at most ``limit`` items, ``max_turns`` turns and ``max_tokens`` tokens.
+- No exchange is cut: a call stays with its output, an approval request with its response, and reasoning with the item
+  that it led to.
+- The order of the items is kept. Settings without a cap leave the history as it is.
 
-Exchanges are defined by the Responses API, which answers 400 to half of one:
-https://platform.openai.com/docs/guides/function-calling and /docs/guides/reasoning.
+The Responses API defines what an exchange is, and answers 400 to a half of one:
+https://platform.openai.com/docs/guides/function-calling and https://platform.openai.com/docs/guides/reasoning.
 
-Everything here is pure. :func:`settle_window` works on a *suffix* of the history and says when it needs
-more of it, so that an engine reads only as many rows as the window takes.
+All functions here are pure. :func:`find_window` takes the newest items of a history and says when it needs older ones,
+so that an engine reads only as many rows as the window needs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from .items import Item, json_size_bytes
 
-OUTPUT_OF = {
+CALL_OF = {
     "function_call_output": "function_call",
     "custom_tool_call_output": "custom_tool_call",
     "computer_call_output": "computer_call",
@@ -34,29 +34,31 @@ OUTPUT_OF = {
     "program_output": "program",
     "mcp_approval_response": "mcp_approval_request",
 }
-"""Every paired kind of the API, by its second half (openai 3.54, ``ResponseInputItemParam``)."""
+"""Every kind of exchange in the API: the type of its second half, and that of its first (openai 3.54,
+``ResponseInputItemParam``)."""
 
-_CALLS = frozenset(OUTPUT_OF.values())
+_CALLS = frozenset(CALL_OF.values())
 _INPUT_ROLES = frozenset({"user", "system", "developer"})
 
 _Cap = Annotated[int, Field(strict=True, ge=0)]
 
 
 class SessionSettings(BaseModel):
-    """What ``get_items()`` without a limit replays; see the module for the rules.
+    """The caps of the replay window, which ``get_items()`` without a limit returns. The module describes its rules.
+
+    A cap of None is no cap. Settings only choose what is read; they never delete anything.
 
     Args:
-        limit: at most this many items.
-        max_turns: at most this many turns. A turn begins with a user message (or an unbroken group of
-            user, system and developer messages) and runs up to the next one.
-        max_tokens: at most this many tokens, as counted by ``count_tokens``.
-        count_tokens: tokens of one item, 0 or more. It must be pure: it is called from worker threads, and
-            again for the same item. Default: :func:`estimate_tokens`.
-
-    ``None`` means no such cap. Nothing is ever deleted: the settings only choose what is read.
+        limit: at most this many items; 0 or more.
+        max_turns: at most this many turns; 0 or more. A turn begins with a user, system or developer message and goes
+            on up to the next one. Consecutive messages of these roles begin one turn together.
+        max_tokens: at most this many tokens, as ``count_tokens`` counts them; 0 or more.
+        count_tokens: a function that returns the number of tokens of an item, 0 or more. Default:
+            :func:`estimate_tokens`. It must be pure, because it is called in worker threads, and more than once for an
+            item.
 
     Raises:
-        pydantic.ValidationError (a ValueError): a cap is negative or not an int, or an unknown name.
+        pydantic.ValidationError (a ValueError): a cap is negative or not an int, or a setting is unknown.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -68,110 +70,129 @@ class SessionSettings(BaseModel):
 
     @property
     def has_caps(self) -> bool:
-        """Whether anything bounds the window."""
+        """Whether at least one cap is set."""
         return not (self.limit is None and self.max_turns is None and self.max_tokens is None)
 
 
 def estimate_tokens(item: Item) -> int:
-    """The default token count: one per four bytes of the item's compact JSON, rounded up.
+    """Estimate the tokens of an item: one for every four bytes of its compact JSON, rounded up.
 
-    Four bytes a token is OpenAI's rule of thumb for English text
-    (https://help.openai.com/en/articles/4936856); the JSON around the text makes the estimate err on the
-    high side for it. Text in other scripts and code can take more: give ``count_tokens`` for exact caps.
+    Four bytes a token is OpenAI's rule of thumb for English text (https://help.openai.com/en/articles/4936856). The
+    JSON around the text is counted too, so the estimate for English text is too high rather than too low. Code and text
+    in other scripts can have more tokens; set ``count_tokens`` where a cap must be exact.
     """
     return -(-json_size_bytes(item) // 4)
 
 
 def replay_window(items: Sequence[Item], settings: SessionSettings) -> list[Item]:
-    """The part of a whole history, oldest first, that `settings` replay.
+    """Return the replay window of a whole history.
+
+    Args:
+        items: all items of the session, oldest first.
+        settings: the caps.
+
+    Returns:
+        The items of the window, oldest first; all items if no cap is set.
 
     Raises:
-        ValueError, TypeError: ``count_tokens`` returned a negative number, or no int.
+        TypeError: ``count_tokens`` returned something other than an int.
+        ValueError: ``count_tokens`` returned a negative number.
     """
     if not settings.has_caps:
         return list(items)
-    window = settle_window(items, settings, whole=True)
-    assert window is not None  # a whole history leaves nothing open
+    window = find_window(items, settings, at_start=True)
+    assert window is not None  # there are no older items to ask for
     return window
 
 
 def whole_exchanges(items: Sequence[Item]) -> list[Item]:
-    """The items, oldest first, less every exchange that is not complete."""
-    exchanges = _exchanges(items, whole=True)
+    """Return the items without those of incomplete exchanges, in the same order.
+
+    Args:
+        items: the history, oldest first. A half of an exchange that is not among them counts as missing.
+    """
+    exchanges = _group_into_exchanges(items, at_start=True)
     return [
-        item for item, exchange in zip(items, exchanges, strict=True) if exchange is None or not exchange.incomplete
+        item for item, exchange in zip(items, exchanges, strict=True) if exchange is None or not exchange.is_incomplete
     ]
 
 
 def is_output(item: Item) -> bool:
-    """Whether the item is the second half of an exchange: a tool's output or an approval's response."""
-    return _kind(item) in OUTPUT_OF
+    """Whether the item is the second half of an exchange: the output of a call, or the response to an approval
+    request."""
+    return _kind(item) in CALL_OF
 
 
 def is_call(item: Item) -> bool:
-    """Whether the item is the first half of an exchange: it asks for a tool's output or an approval."""
+    """Whether the item is the first half of an exchange: a call that needs an output, or an approval request."""
     return _kind(item) in _CALLS
 
 
 def is_input_message(item: Item) -> bool:
-    """Whether the item is a user, system or developer message: what turns begin with."""
+    """Whether the item is a user, system or developer message, as turns begin with."""
     role = item.get("role")
     return isinstance(role, str) and role in _INPUT_ROLES and _kind(item) == "message"
 
 
-def settle_window(items: Sequence[Item], settings: SessionSettings, *, whole: bool) -> list[Item] | None:
-    """The replay window, from the newest `items` of a history; None when it takes older ones to tell.
+def find_window(items: Sequence[Item], settings: SessionSettings, *, at_start: bool) -> list[Item] | None:
+    """Find the replay window from the newest items of a history.
 
     Args:
-        items: a suffix of the history, oldest first.
-        settings: the caps; at least one is set.
-        whole: whether `items` reach back to the beginning of the history.
+        items: the newest items of the history, oldest first.
+        settings: the caps; at least one must be set.
+        at_start: whether the history has no items before these.
+
+    Returns:
+        The items of the window, oldest first. None if the window depends on older items.
+
+    Raises:
+        TypeError, ValueError: as in :func:`replay_window`.
     """
-    exchanges = _exchanges(items, whole=whole)
+    exchanges = _group_into_exchanges(items, at_start=at_start)
     limit, max_turns, max_tokens = settings.limit, settings.max_turns, settings.max_tokens
     count_tokens = settings.count_tokens or estimate_tokens
     taken: list[int] = []  # indexes, newest first
-    valid = 0  # how many of them form the longest window found so far
-    awaited = 0  # members of exchanges already entered that are still to come
+    valid_count = 0  # how many of them are the longest valid window so far
+    missing_members = 0  # members, not taken yet, of exchanges of which a member was taken
     turns = tokens = 0
-    new_turn = True
-    # All caps only grow tighter as the window grows, so the first item that breaks one ends the search.
+    begins_turn = True
+    # The more items are taken, the less is left under each cap. So the first item over a cap ends the search.
     for index in range(len(items) - 1, -1, -1):
         exchange = exchanges[index]
         if limit is not None and len(taken) >= limit:
             break
-        if max_turns is not None and new_turn and turns >= max_turns:
+        if max_turns is not None and begins_turn and turns >= max_turns:
             break
-        if exchange is None or not exchange.incomplete:
-            if exchange is not None and exchange.unsettled:
+        if exchange is None or not exchange.is_incomplete:
+            if exchange is not None and exchange.may_begin_earlier:
                 return None
             if max_tokens is not None:
-                tokens += _tokens(items[index], count_tokens)
+                tokens += _checked_token_count(items[index], count_tokens)
                 if tokens > max_tokens:
                     break
-            turns += new_turn
-            new_turn = False
+            turns += begins_turn
+            begins_turn = False
             taken.append(index)
             if exchange is not None:
-                awaited += -1 if exchange.entered else len(exchange.members) - 1
-                exchange.entered = True
-            if not awaited:
-                valid = len(taken)
-        # Turns are those of the history as it is stored, whatever was dropped from it.
+                missing_members += -1 if exchange.is_entered else len(exchange.members) - 1
+                exchange.is_entered = True
+            if not missing_members:
+                valid_count = len(taken)
+        # Turns are counted in the history as it is stored, with the items that are left out of the window.
         if (
             max_turns is not None
             and index
             and is_input_message(items[index])
             and not is_input_message(items[index - 1])
         ):
-            new_turn = True
+            begins_turn = True
     else:
-        if not whole:
-            return None  # older items may fit too, or be the reasoning that led to the oldest one here
-    return [items[index] for index in reversed(taken[:valid])]
+        if not at_start:
+            return None  # older items may fit too, or one may be the reasoning that led to the oldest item here
+    return [items[index] for index in reversed(taken[:valid_count])]
 
 
-def _tokens(item: Item, count_tokens: Callable[[Item], int]) -> int:
+def _checked_token_count(item: Item, count_tokens: Callable[[Item], int]) -> int:
     tokens = count_tokens(item)
     if isinstance(tokens, bool) or not isinstance(tokens, int):
         raise TypeError(f"count_tokens returned {tokens!r} for an item of type {_kind(item)!r}; it must be an int")
@@ -184,36 +205,36 @@ class _Exchange:
     """Items that are valid only together.
 
     Attributes:
-        members: their indexes.
-        incomplete: a half is missing from the history for good.
-        unsettled: a half may stand before the part of the history that is known.
-        entered: the search for the window has taken a member.
+        members: the indexes of the items.
+        is_incomplete: whether a half is missing from the history.
+        may_begin_earlier: whether the first half is not among the known items, but may be among older ones.
+        is_entered: whether the search for the window has taken a member.
     """
 
-    __slots__ = ("entered", "incomplete", "members", "unsettled")
+    __slots__ = ("is_entered", "is_incomplete", "may_begin_earlier", "members")
 
     def __init__(self, index: int) -> None:
         self.members = [index]
-        self.incomplete = False
-        self.unsettled = False
-        self.entered = False
+        self.is_incomplete = False
+        self.may_begin_earlier = False
+        self.is_entered = False
 
 
-def _exchanges(items: Sequence[Item], *, whole: bool) -> list[_Exchange | None]:
-    """The exchange of each item; None for one that is valid by itself, as most are."""
+def _group_into_exchanges(items: Sequence[Item], *, at_start: bool) -> list[_Exchange | None]:
+    """Find the exchange of each item; None for an item that is valid by itself, as most are."""
     exchanges: list[_Exchange | None] = [None] * len(items)
-    unanswered: dict[tuple[str, str], list[int]] = {}
-    reasoning: int | None = None  # the one that waits for the item that it led to
+    unanswered: dict[tuple[str, str], list[int]] = {}  # the indexes of calls, by their type and id
+    reasoning: int | None = None  # the index of reasoning that needs the next item
     for index, item in enumerate(items):
-        # As _kind() does: calling it would cost as much as the rest does for a message.
+        # The same as _kind(), written out: for a message, the call would take as long as everything else here.
         kind = item.get("type", "message" if "role" in item else "")
         if not isinstance(kind, str):
             kind = ""
         if reasoning is not None:
-            if _is_from_model(item):
+            if _can_follow_reasoning(item):
                 _join(exchanges, reasoning, index)
             else:
-                _exchange(exchanges, reasoning).incomplete = True
+                _exchange_at(exchanges, reasoning).is_incomplete = True
             reasoning = None
         if kind == "message":
             continue
@@ -223,39 +244,42 @@ def _exchanges(items: Sequence[Item], *, whole: bool) -> list[_Exchange | None]:
             program = _program_id(item)
             if program is not None:
                 running = unanswered.get(("program", program))
-                _join_or_mark(exchanges, running[-1] if running else None, index, whole)
-            unanswered.setdefault((kind, _call_id(item, kind)), []).append(index)  # only now: no program calls itself
-        elif kind in OUTPUT_OF:
-            # The latest call of that id: an id that comes twice has been answered in between.
-            calls = unanswered.get((OUTPUT_OF[kind], _call_id(item, kind)))
-            _join_or_mark(exchanges, calls.pop() if calls else None, index, whole)
+                _join_or_mark(exchanges, running[-1] if running else None, index, at_start)
+            # Added only after the lookup above, because a program does not call itself.
+            unanswered.setdefault((kind, _call_id(item, kind)), []).append(index)
+        elif kind in CALL_OF:
+            # The latest call with this id: where an id is used twice, the earlier call was answered in between.
+            calls = unanswered.get((CALL_OF[kind], _call_id(item, kind)))
+            _join_or_mark(exchanges, calls.pop() if calls else None, index, at_start)
     if reasoning is not None:
-        _exchange(exchanges, reasoning).incomplete = True
-    # Outputs come after their calls, and the end of the history is known: these will not be answered.
+        _exchange_at(exchanges, reasoning).is_incomplete = True
+    # An output comes after its call, and there are no items after these. So what is unanswered here stays unanswered.
     for calls in unanswered.values():
         for index in calls:
-            _exchange(exchanges, index).incomplete = True
+            _exchange_at(exchanges, index).is_incomplete = True
     return exchanges
 
 
-def _exchange(exchanges: list[_Exchange | None], index: int) -> _Exchange:
+def _exchange_at(exchanges: list[_Exchange | None], index: int) -> _Exchange:
+    """The exchange of the item at this index; created if there is none."""
     exchange = exchanges[index]
     if exchange is None:
         exchange = exchanges[index] = _Exchange(index)
     return exchange
 
 
-def _join_or_mark(exchanges: list[_Exchange | None], first: int | None, second: int, whole: bool) -> None:
+def _join_or_mark(exchanges: list[_Exchange | None], first: int | None, second: int, at_start: bool) -> None:
+    """Join the halves of an exchange; without the first half, say whether it is missing or may be older."""
     if first is not None:
         _join(exchanges, first, second)
-    elif whole:
-        _exchange(exchanges, second).incomplete = True
+    elif at_start:
+        _exchange_at(exchanges, second).is_incomplete = True
     else:
-        _exchange(exchanges, second).unsettled = True
+        _exchange_at(exchanges, second).may_begin_earlier = True
 
 
 def _join(exchanges: list[_Exchange | None], first: int, second: int) -> None:
-    kept, merged = _exchange(exchanges, first), exchanges[second]
+    kept, merged = _exchange_at(exchanges, first), exchanges[second]
     if merged is None:  # the usual case
         kept.members.append(second)
         exchanges[second] = kept
@@ -265,8 +289,8 @@ def _join(exchanges: list[_Exchange | None], first: int, second: int) -> None:
     if len(kept.members) < len(merged.members):
         kept, merged = merged, kept
     kept.members += merged.members
-    kept.incomplete |= merged.incomplete
-    kept.unsettled |= merged.unsettled
+    kept.is_incomplete |= merged.is_incomplete
+    kept.may_begin_earlier |= merged.may_begin_earlier
     for index in merged.members:
         exchanges[index] = kept
 
@@ -276,26 +300,31 @@ def _kind(item: Item) -> str:
     return kind if isinstance(kind, str) else ""
 
 
-def _is_from_model(item: Item) -> bool:
-    """Whether reasoning can have led to the item; kinds that are not known yet count as the model's."""
+def _can_follow_reasoning(item: Item) -> bool:
+    """Whether the model may have written the item after reasoning; an unknown type counts as the model's."""
     return not is_output(item) and not is_input_message(item)
 
 
 def _call_id(item: Item, kind: str) -> str:
-    """What both halves of an exchange share: the repr of any JSON value, so that 1 and "1" are two ids. A hosted
-    tool may give none, or null."""
+    """The id that both halves of an exchange have, as the repr of a JSON value, so that 1 and "1" are different ids.
+
+    A hosted tool may have no id, or null.
+    """
     if kind == "mcp_approval_request":
         return repr(item.get("id"))
     if kind == "mcp_approval_response":
         return repr(item.get("approval_request_id"))
     call_id = item.get("call_id")
     if call_id is None and kind == "local_shell_call_output":
-        call_id = item.get("id")  # the API documents this one as the call's id; the Agents SDK writes "call_id"
+        call_id = item.get("id")  # documented by the API as the call's id; the Agents SDK writes "call_id"
     return repr(call_id)
 
 
 def _program_id(item: Item) -> str | None:
-    """The program that made this call, where one did: the call is valid only inside its program's exchange."""
+    """The id of the program that made this call; None if no program did.
+
+    Such a call is valid only together with its program and the program's output.
+    """
     caller = item.get("caller")
     if isinstance(caller, dict) and caller.get("type") == "program":
         return repr(caller.get("caller_id"))

@@ -1,10 +1,10 @@
-"""A whole database of sessions: what a web app opens once."""
+"""Stores: a database with many sessions, which an application opens once."""
 
 from __future__ import annotations
 
 import os
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Self
 
 from .checking import CheckReport, Progress
 from .copying import CopyReport, copy_sessions
@@ -12,23 +12,23 @@ from .engines import open_engine
 from .replay import SessionSettings
 from .session import AsyncSession
 
-SelfT = TypeVar("SelfT", bound="AsyncSessionStore")
-
 
 class AsyncSessionStore:
-    """One database that holds many sessions, and one pool for all of them.
+    """A database with many sessions, which share one pool of connections.
+
+    Nothing is opened yet: an error of the database is raised by ``async with``, :meth:`open` or the first call.
 
     Args:
         db: path of an SQLite file, or a URL: ``sqlite:///relative.db``, ``sqlite:////absolute.db``,
             ``postgresql://user@host/database``. ":memory:" for a database that only this store and its sessions see.
             Or an ``asyncpg.Pool``.
-        options: the engine's own: ``busy_timeout_s``; for SQLite also ``durability``, as in
+        options: options of the engine: ``busy_timeout_s``; for SQLite also ``durability``, as in
             :class:`~agentmem.AsyncSQLiteSession`; for PostgreSQL also ``schema`` and ``statement_cache_size``, as in
             :class:`~agentmem.AsyncPostgresSession`.
 
     Raises:
-        ValueError: an unknown URL scheme, or an option out of range.
-        TypeError: an unknown option.
+        TypeError: an option is unknown, or an argument has the wrong type.
+        ValueError: the URL's scheme is unknown, or an option is out of range.
         MissingDependencyError: the database's driver is not installed; the message is the pip command.
     """
 
@@ -39,115 +39,124 @@ class AsyncSessionStore:
 
     @property
     def name(self) -> str:
-        """The database as messages name it: an absolute path, or a URL without its password."""
+        """The database's name in messages: an absolute path, or a URL without its password."""
         return self._engine.name
 
     def session(self, session_id: str, *, settings: SessionSettings | None = None) -> AsyncSession:
-        """A handle on one conversation. No I/O; costs nothing to make or to drop, and need not be closed.
+        """Return a handle on one conversation. No I/O.
+
+        A handle costs next to nothing and need not be closed: it uses the connections of the store.
 
         Args:
-            session_id: which conversation; 1 to 1,024 bytes in UTF-8, without NUL.
-            settings: what its ``get_items()`` without a limit replays; default: everything.
+            session_id: the conversation's id; 1 to 1,024 bytes in UTF-8, without NUL.
+            settings: the caps of its replay window; default: none, so that everything is replayed.
 
         Raises:
-            TypeError, ValueError: a session id or settings that are none.
+            TypeError: an argument has the wrong type.
+            ValueError: the session id is empty, too long, or has a character that a database cannot store.
         """
         return AsyncSession(self._engine, session_id, settings)
 
     async def open(self) -> None:
-        """Connect now, so that a database that cannot be used says so here; ``async with`` does it.
+        """Connect now, so that an error of the database is raised here and not by the first call.
+
+        ``async with`` calls this method.
 
         Raises:
-            StorageError: the database cannot be used; the kinds are in ``agentmem.errors``.
             SessionClosedError: the store was closed.
+            StorageError: the database cannot be used; ``agentmem.errors`` lists the kinds.
         """
         await self._engine.open()
 
     async def check(self, *, progress: Progress | None = None) -> CheckReport:
-        """Say what is wrong with the database, in one state of it, while others go on to read and write.
+        """Check one state of the database, and report every problem. Reads and writes go on meanwhile.
 
-        What it looks for: damage that the database itself finds; sessions whose positions do not go from 0 to their
-        end without a gap; items of no session; items that cannot be read. Damage does not end it: it says what cannot
-        be read, and goes on where it can. It neither opens the store nor creates or writes anything, and needs little
-        memory for any number of items. It takes about as long as reading everything; the WAL file grows by what is
-        written meanwhile.
+        Reported are: damage that the database itself finds; sessions whose positions do not go from 0 to their length
+        without a gap; items without a session; items that cannot be read. Damage does not end the check: it reports
+        what cannot be read and continues behind it.
+
+        The check does not open the store, and creates and writes nothing. It needs little memory for any number of
+        items, and about as long as reading everything. In the meantime an SQLite database's WAL file grows by all that
+        is written.
 
         Args:
-            progress: called from time to time with how many items were checked and about how many there are, in
-                another thread.
+            progress: called from time to time, in another thread, with the number of items that were checked and about
+                how many there are.
 
         Raises:
-            StorageError: there is no database of agentmem's, or it cannot be read; the kinds are in
-                ``agentmem.errors``.
             SessionClosedError: the store was closed.
+            StorageError: the database does not exist, is not an agentmem database, or cannot be read;
+                ``agentmem.errors`` lists the kinds.
         """
         return await self._engine.check(progress)
 
     async def backup(self, path: str | os.PathLike[str]) -> None:
-        """Copy the database to a new file, while others go on to read and write.
+        """Copy the database to a new file. Reads and writes go on meanwhile.
 
-        The copy is one state of the database: whole batches, and all that was acknowledged before the call. It is a
-        complete file of agentmem's, readable by its owner alone, and comes to its name when it is complete and on the
-        disk: a crash leaves nothing there, and an error or a cancellation nothing at all. A backup that is complete
-        when its cancellation arrives stays.
+        The copy is one state of the database: it has only whole batches, and all that were acknowledged before the
+        call. It is a complete agentmem database, readable by its owner alone. It appears under its name when it is
+        complete and on the disk. A crash leaves no file of that name; an error or a cancellation leaves no file at all.
+        A backup that is complete when its cancellation arrives stays.
 
-        It is copied and flushed 1 MB at a time, because commits wait for what is being flushed: with 1 GB and tasks
-        that wrote all the time, the longest commit took 3 to 30 ms, against 220 to 510 where the copy was flushed at
-        once, and 360 to 430 with ``VACUUM INTO`` (more in ``engines/sqlite_backup.py``). A store in memory serves
-        nobody while it is copied.
+        The copy is written and flushed 1 MB at a time, because a commit waits for what is being flushed. With 1 GB, and
+        tasks that wrote all the time, the longest commit took 3 to 30 ms. It took 220 to 510 ms where the copy was
+        flushed at once, and 360 to 430 ms with ``VACUUM INTO`` (``engines/sqlite/backup.py`` has more). Calls on a
+        database in memory wait until it is copied.
 
         Args:
-            path: of the new file. Nothing is overwritten.
+            path: path of the new file. An existing file is not overwritten.
 
         Raises:
-            StorageError: there is a file at `path`, or it cannot be written, or there is no database of agentmem's; or
-                it is in PostgreSQL, which ``pg_dump`` backs up.
-            StorageFullError: there is no room for the copy.
             SessionClosedError: the store was closed.
+            StorageError: there is a file at ``path``, it cannot be written, or there is no agentmem database to copy;
+                or the database is in PostgreSQL, which ``pg_dump`` backs up.
+            StorageFullError: there is no space for the copy.
         """
         await self._engine.backup(path)
 
     async def copy_to(self, other: AsyncSessionStore, *, progress: Progress | None = None) -> CopyReport:
-        """Copy every session to another store, of this or another kind of database, while others go on to use this one.
+        """Copy every session to another store, on any kind of database. Reads and writes of this store go on meanwhile.
 
-        Run again, it copies what is new. A session of which the other store holds a beginning, item for item, gets the
-        rest; one that is equal is left alone; one that differs is left as it is, and named in the report. So a copy
-        that was cancelled or killed is completed by the next one: what it copied of each session is a beginning of it.
+        For each session there are three cases. If the other store has no such session, or a beginning of it, item for
+        item, the rest is appended. If it has an equal session, nothing is done. If it has a different session, that is
+        left as it is, and the report names it. So the next call copies what is new, and completes a copy that was
+        cancelled or killed.
 
-        Items go over as they are stored, byte for byte, corrupt ones too. After that they are read from both stores,
-        and their number and a digest compared. A session is copied up to the length that it had when it was listed;
-        items that are appended meanwhile are left to the next run. If it changes otherwise, or an item's text is no
-        UTF-8 or holds NUL, which not every database stores, the report says so, and the other sessions are copied.
+        Items are copied as the text that is stored, byte for byte, corrupt ones too. Afterwards they are read from both
+        stores, and their number and a digest are compared. A session is copied up to the length that it had when it was
+        listed; items that are appended later are left to the next call. If a session changes in another way, or an
+        item's text is not UTF-8 or has a NUL character, which not every database can store, the report says so, and the
+        other sessions are copied.
 
-        Not copied: the times at which items were stored, which in the copy are those of the copy; sessions without
-        items; what is not in sessions. This store is only read, but an SQLite file must be one that may be written (or
-        be copied from a backup). Nobody else may write to the same sessions in `other` meanwhile, another copy
-        included: what came between is found and reported, but not undone.
+        Not copied are: the times at which items were stored (in the copy, they are the times of the copy); sessions
+        without items; data outside of sessions. This store is only read, but an SQLite file must be writable; copy a
+        backup of one that is not. Nothing else, and no other copy, may write to the same sessions of ``other``
+        meanwhile. Such writes are found and reported, but not undone.
 
         Args:
-            other: the store that gets the sessions; opened, and its database made if there is none.
-            progress: called from time to time with how many items were dealt with and about how many there are, on
-                the event loop that copies.
+            other: the store to copy to. It is opened, and its database is created if it does not exist.
+            progress: called from time to time, on the event loop of this call, with the number of items that are done
+                and about how many there are.
 
         Raises:
+            TypeError: ``other`` is not an ``AsyncSessionStore``.
             ValueError: both stores are on the same database.
-            TypeError: `other` is no store of this class.
-            StorageError: there is no database of agentmem's to copy from, and none was made to copy to; or one of the
-                two cannot be used (any more). The kinds are in ``agentmem.errors``.
             SessionClosedError: one of the stores was closed.
+            StorageError: this store's database does not exist or is not an agentmem database, and the other was not
+                created; or one of the two cannot be used any more. ``agentmem.errors`` lists the kinds.
         """
         if not isinstance(other, AsyncSessionStore):
-            raise TypeError(f"copy_to() takes a store of the same kind of class, got {type(other).__name__}")
+            raise TypeError(f"other is a store of the same class as this one, got {type(other).__name__}")
         return await copy_sessions(self._engine, other._engine, progress=progress)
 
     async def close(self) -> None:
-        """Finish the calls under way and close. Later calls on the store's sessions raise SessionClosedError.
+        """Finish the calls under way, and close the store. Later calls on its sessions raise SessionClosedError.
 
-        Idempotent.
+        A second call does nothing.
         """
         await self._engine.close()
 
-    async def __aenter__(self: SelfT) -> SelfT:
+    async def __aenter__(self) -> Self:
         await self.open()
         return self
 

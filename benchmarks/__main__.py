@@ -36,7 +36,9 @@ errors = Console(stderr=True, highlight=False, emoji=False)
 @click.option("--rounds", type=click.IntRange(min=1), help="How often each is measured.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the results here.")
 @click.option("--chart", type=click.Path(dir_okay=False, path_type=Path), help="Draw the chart here, as SVG.")
-@click.option("--markdown", type=click.Path(dir_okay=False, path_type=Path), help="Write the README's tables here.")
+@click.option(
+    "--markdown", type=click.Path(dir_okay=False, path_type=Path), help="Write the tables of benchmarks/README.md here."
+)
 @click.option(
     "--from", "source", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Show an earlier run's JSON."
 )

@@ -1,4 +1,4 @@
-"""The tables of the README, as Markdown."""
+"""The tables of the benchmarks' README.md, as Markdown."""
 
 from __future__ import annotations
 

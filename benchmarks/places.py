@@ -28,7 +28,7 @@ class Store(System):
 
     title = "agentmem"
     modules = ("agentmem",)
-    packages = ("agentmem",)
+    packages = ()
 
     def __init__(self, url: str, **options: Any) -> None:
         super().__init__(url)

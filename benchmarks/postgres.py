@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 from .databases import POSTGRES
 from .material import History, Item, turn
 from .server import connected, drop_schemas, make_schema, schema_of, server_url, vacuum
-from .systems import Handle, System, add_history, nothing
+from .systems import Handle, System, add_history, agentmem_version, nothing
 from .timing import Tally
 
 
@@ -84,7 +84,7 @@ class PostgresSystem(System):
 class AgentMemPostgres(PostgresSystem):
     title = "agentmem"
     modules = ("agentmem", "agentmem.store", "agentmem.engines.postgres.engine", "asyncpg")
-    packages = ("agentmem", "asyncpg", "pydantic")
+    packages = ("asyncpg", "pydantic")
 
     async def connect(self) -> None:
         self._store = import_module("agentmem").AsyncSessionStore(server_url(), schema=self.schema)
@@ -102,6 +102,10 @@ class AgentMemPostgres(PostgresSystem):
         await add_history(
             self._store, history.sessions(), tools=history.tools
         )  # by its own calls: they know what the tables look like today
+
+    @classmethod
+    def other_versions(cls) -> dict[str, str]:
+        return {"agentmem": agentmem_version(), **super().other_versions()}
 
 
 class BareAsyncpg(PostgresSystem):

@@ -147,7 +147,7 @@ class System(ABC):
 
     @classmethod
     def other_versions(cls) -> dict[str, str]:
-        """Versions of what is no Python package; asked after ``load``."""
+        """Versions that no metadata of an installed package says; asked after ``load``."""
         return {}
 
     @classmethod  # noqa: B027  files go with their folder
@@ -181,7 +181,7 @@ async def add_history(store: Any, sessions: Iterable[tuple[str, int]], *, tools:
 class AgentMem(System):
     title = "agentmem"
     modules = ("agentmem", "agentmem.store", "agentmem.sync")  # the first loads the others when they are used
-    packages = ("agentmem", "aiosqlite", "anyio", "pydantic")
+    packages = ("aiosqlite", "anyio", "pydantic")
 
     async def open(self) -> None:
         from agentmem import AsyncSessionStore
@@ -217,6 +217,15 @@ class AgentMem(System):
 
         async with AsyncSessionStore(self.path, durability="normal") as store:
             await add_history(store, history.sessions(), tools=history.tools)
+
+    @classmethod
+    def other_versions(cls) -> dict[str, str]:
+        return {"agentmem": agentmem_version()}
+
+
+def agentmem_version() -> str:
+    """The version of the agentmem that is measured, which need not be installed."""
+    return str(import_module("agentmem").__version__)
 
 
 class BareSQLite(System):

@@ -2,7 +2,7 @@
 
     python agents_sdk.py [FILE]             (default: conversations.db in the current folder)
 
-Needs `pip install 'agentmem[agents]'`. Run it again: it goes on where it stopped.
+Needs the SDK: `pip install openai-agents`. Run it again: it goes on where it stopped.
 """
 
 import asyncio

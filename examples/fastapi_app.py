@@ -1,12 +1,12 @@
 """A chat with memory behind HTTP: one store for the app, one session for each user.
 
-    pip install "agentmem[fastapi]"
+    pip install fastapi uvicorn
     uvicorn fastapi_app:app
     curl localhost:8000/chat/alice -H "content-type: application/json" -d '{"message": "My name is Alice."}'
     curl localhost:8000/chat/alice
 
-CHAT_DB names the database: a file (the default is conversations.db in the current folder), or with agentmem[postgres]
-one that many machines share, CHAT_DB=postgresql://user@host/database. With either, `--workers 4` answers on four cores.
+CHAT_DB names the database: a file (the default is conversations.db in the current folder), or one that many machines
+share, CHAT_DB=postgresql://user@host/database (`pip install asyncpg`). With either, `--workers 4` uses four cores.
 Behind a real server, take the user's id from who is logged in, never from the URL.
 """
 

@@ -44,8 +44,8 @@ def said(report: CheckReport) -> list[str]:
         (2, [0, 7], ["position 1: missing", "position 7: not below the session's next position, 2"]),
         (-1, [], ["its next position is -1"]),
         (-1, [0], ["its next position is -1", "position 0: not below the session's next position, -1"]),
-        (None, [0, 1], ["its next position is no whole number"]),
-        (None, [1], ["its next position is no whole number", "position 0: missing"]),
+        (None, [0, 1], ["its next position is not a whole number"]),
+        (None, [1], ["its next position is not a whole number", "position 0: missing"]),
     ],
 )
 def test_positions_go_from_0_to_the_end_of_the_session_without_a_gap(

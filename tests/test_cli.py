@@ -21,7 +21,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import chdir, closing, contextmanager, suppress
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -33,7 +32,7 @@ from responses_server import ResponsesServer, message
 from tools import NO_AGENTS_SDK
 from waiting import wait_until
 
-from agentmem import SessionStore, SQLiteSession
+from agentmem import SessionStore, SQLiteSession, __version__
 from agentmem.cli import main
 from agentmem.items import Item
 
@@ -255,8 +254,8 @@ def test_the_installed_script_is_the_same_command(tmp_path: Path) -> None:
     script = [str(SCRIPTS / "agentmem")]
     done = process(tmp_path, "chat", "--offline", says="My name is Alice.\n", command=script)
     assert answers(succeeded(done)) == ["I will remember: your name is Alice."]
-    assert succeeded(process(tmp_path, "--version", command=script)) == f"agentmem, version {version('agentmem')}\n"
-    assert succeeded(process(tmp_path, "--version")) == f"agentmem, version {version('agentmem')}\n"
+    assert succeeded(process(tmp_path, "--version", command=script)) == f"agentmem, version {__version__}\n"
+    assert succeeded(process(tmp_path, "--version")) == f"agentmem, version {__version__}\n"
 
 
 def test_an_empty_line_ends_a_chat(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from processes import Child
 
 from agentmem import AsyncSessionStore, SessionStore
 from agentmem.checking import MOST_PROBLEMS
-from agentmem.copying import AT_ONCE, PAGE_SESSIONS, CopyReport, copy_sessions
+from agentmem.copying import PAGE_SESSIONS, SESSIONS_AT_ONCE, CopyReport, copy_sessions
 from agentmem.engines import ENGINES
 from agentmem.engines import open_engine as open_by_url
 from agentmem.engines.base import Engine
@@ -463,7 +463,7 @@ def test_the_sync_store_copies_likewise(files: tuple[str, str]) -> None:
 
 def sessions_of_many_lengths() -> dict[str, list[str]]:
     """More sessions than are listed and copied at once; one in twenty takes several slices."""
-    lengths = (1 + number % 5 if number % 20 else LONG for number in range(5 * AT_ONCE))
+    lengths = (1 + number % 5 if number % 20 else LONG for number in range(5 * SESSIONS_AT_ONCE))
     return {f"user_{number}": rows(number, number + length) for number, length in enumerate(lengths)}
 
 
@@ -508,7 +508,7 @@ async def test_a_cancelled_copy_leaves_beginnings_and_the_next_run_completes_it(
     await fill(urls[0], sessions_of_many_lengths())
     whole = await contents(urls[0])
     counts = [0]
-    for number in (1, 10, AT_ONCE):
+    for number in (1, 10, SESSIONS_AT_ONCE):
         source, target = map(open_by_url, urls)
 
         async def cancel() -> None:
@@ -551,7 +551,7 @@ asyncio.run(main())
 async def test_a_killed_copy_leaves_beginnings_and_the_next_run_completes_it(
     urls: tuple[str, str], stops: bool
 ) -> None:
-    sessions = {f"user_{number}": rows(0, number) for number in range(1, 2 * AT_ONCE)}
+    sessions = {f"user_{number}": rows(0, number) for number in range(1, 2 * SESSIONS_AT_ONCE)}
     sessions["long"] = rows(0, 4 * LONG)
     await fill(urls[0], sessions)
     whole = {session_id: stored(texts) for session_id, texts in sessions.items()}
@@ -590,7 +590,7 @@ async def test_progress_rises_to_the_number_of_items(urls: tuple[str, str]) -> N
 
 
 async def test_many_sessions_are_written_at_once_but_not_all(urls: tuple[str, str]) -> None:
-    await fill(urls[0], {f"user_{number}": rows(0, 1) for number in range(5 * AT_ONCE)})
+    await fill(urls[0], {f"user_{number}": rows(0, 1) for number in range(5 * SESSIONS_AT_ONCE)})
     source, target = map(open_by_url, urls)
     at_once = most = 0
     append = target.append
@@ -606,4 +606,4 @@ async def test_many_sessions_are_written_at_once_but_not_all(urls: tuple[str, st
     await copy_sessions(source, target)
     await source.close()
     await target.close()
-    assert 1 < most <= AT_ONCE
+    assert 1 < most <= SESSIONS_AT_ONCE

@@ -93,12 +93,12 @@ ITEMS: dict[str, tuple[Callable[[], Any], str]] = {
     "100,000 levels of arrays": (lambda: {"a": nested(100_000, lambda inner: [inner])}, "nested deeper than 256"),
     "100,000 levels of models": (
         lambda: nested(100_000, lambda inner: Model.model_construct(inner=inner)),
-        "does not turn into JSON",
+        "cannot be converted to JSON",
     ),
     "an integer of a million digits": (lambda: {"number": 1 << 4_000_000}, "more digits than Python converts"),
-    "a key of a million digits": (lambda: {1 << 4_000_000: 1}, "a key is int, JSON keys are strings"),
-    "a key of a million numbers": (lambda: {tuple(range(1_000_000)): 1}, "is tuple, JSON keys are strings"),
-    "a key of 10 MB of bytes": (lambda: {b"k" * 10 * MB: 1}, "is bytes, JSON keys are strings"),
+    "a key of a million digits": (lambda: {1 << 4_000_000: 1}, "a key is int; JSON keys are strings"),
+    "a key of a million numbers": (lambda: {tuple(range(1_000_000)): 1}, "is tuple; JSON keys are strings"),
+    "a key of 10 MB of bytes": (lambda: {b"k" * 10 * MB: 1}, "is bytes; JSON keys are strings"),
 }
 
 

@@ -277,14 +277,14 @@ UNFAITHFUL: list[tuple[Any, str]] = [
     (int, f"type {NO_FORM}"),
     (len, f"builtin_function_or_method {NO_FORM}"),
     (..., f"ellipsis {NO_FORM}"),
-    ({1: "a"}, "the key 1 is int, JSON keys are strings"),
+    ({1: "a"}, "the key 1 is int; JSON keys are strings"),
     ({True: "a"}, "the key True is bool"),
     ({None: "a"}, "the key None is NoneType"),
     ({1.5: "a"}, "the key 1.5 is float"),
     ({b"k": "a"}, "the key b'k' is bytes"),
     ({("k",): "a"}, "the key ('k',) is tuple"),
     ({"a": 1, 2: "b"}, "the key 2 is int"),
-    (OrderedDict([(date(2024, 5, 6), 1)]), "is date, JSON keys are strings"),
+    (OrderedDict([(date(2024, 5, 6), 1)]), "is date; JSON keys are strings"),
     (10**DIGITS, "an integer of more digits than Python converts"),
     (-(10**DIGITS), "an integer of more digits than Python converts"),
     (Count(10**DIGITS), "an integer of more digits than Python converts"),
@@ -375,7 +375,7 @@ def test_an_item_too_deep_for_the_stack_that_is_left_is_refused_and_not_a_crash(
         return encode_item(item, 7) if frames == 0 else encode_at(frames - 1)
 
     left = sys.getrecursionlimit() - len(inspect.stack(0))
-    with pytest.raises(InvalidItemError, match="nested too deep for the stack that is left here") as caught:
+    with pytest.raises(InvalidItemError, match="nested too deeply for what is left of the call stack") as caught:
         encode_at(left - 100)
     assert (caught.value.index, caught.value.path) == (7, "$")
     assert decode_item(encode_at(0)) == item
@@ -472,9 +472,9 @@ def test_any_json_in_a_pydantic_object_comes_back_equal(value: Any) -> None:
         ({"scores": [float("nan")]}, "$.a[0].scores[0]", "nan is not JSON"),
         ({"scores": [1.0, float("inf")]}, "$.a[0].scores[1]", "inf is not JSON"),
         ({"data": ["\ud83d\ude00"]}, "$.a[0].data[0]", "surrogate pair"),
-        ({"data": object()}, "$.a[0]", "Note does not turn into JSON"),
-        ({"data": b"\xff"}, "$.a[0]", "Note does not turn into JSON"),
-        ({"data": {"\ud800": 1}}, "$.a[0]", "Note does not turn into JSON"),
+        ({"data": object()}, "$.a[0]", "Note cannot be converted to JSON"),
+        ({"data": b"\xff"}, "$.a[0]", "Note cannot be converted to JSON"),
+        ({"data": {"\ud800": 1}}, "$.a[0]", "Note cannot be converted to JSON"),
     ],
     ids=["nan", "inf", "pair", "object", "bytes", "key"],
 )
@@ -487,7 +487,7 @@ def test_a_pydantic_object_that_json_cannot_hold_is_refused(fields: JsonObject, 
 def test_a_pydantic_object_that_holds_itself_is_refused() -> None:
     note = NOTE.model_copy()
     note.data = [note]
-    assert "does not turn into JSON" in str(refused(note))
+    assert "cannot be converted to JSON" in str(refused(note))
 
 
 def test_a_to_dict_of_the_users_own_is_left_alone() -> None:

@@ -58,11 +58,11 @@ def test_a_script_that_closes_nothing_ends_silently_with_everything_stored_and_c
 def test_the_program_ends_however_late_its_background_loop_is_dropped(path: Path) -> None:
     script = """
 import sys
-import agentmem.sync
-session = agentmem.sync.SQLiteSession(sys.argv[1], session_id="user_123")
+from agentmem import SQLiteSession, blocking
+session = SQLiteSession(sys.argv[1], session_id="user_123")
 session.add_items([{"number": 0}])
-dropped_at_the_end = agentmem.sync._background
-agentmem.sync._background = agentmem.sync._BackgroundLoop()
+dropped_at_the_end = blocking.background_loop
+blocking.background_loop = blocking.BackgroundLoop()
 """
     run_quietly(script, path)
     assert stored(path) == [{"number": 0}]

@@ -24,7 +24,7 @@ from strategies import (
 
 from agentmem.items import Item, encode_item
 from agentmem.reading import SLICE_ROWS, Row, TailReading, WindowReading
-from agentmem.replay import SessionSettings, replay_window, settle_window
+from agentmem.replay import SessionSettings, find_window, replay_window
 
 CORRUPT: list[Any] = [b"", b"{", b"[1]", b"\xff\xfe", b'{"a":NaN}', b'{"a":1}x', b"null", None, 5, "text"]
 """What a damaged database may hold in place of an item; SQLite keeps any type in any column."""
@@ -179,7 +179,7 @@ def needed_rows(rows: list[Row], settings: SessionSettings) -> int:
     """The smallest number of newest rows from which the window can be told."""
     for count in range(len(rows)):
         items = [json.loads(data) for _, data in rows[len(rows) - count :] if data not in CORRUPT]
-        if settle_window(items, settings, whole=False) is not None:
+        if find_window(items, settings, at_start=False) is not None:
             return count
     return len(rows)
 

@@ -38,13 +38,13 @@ from strategies import (
 
 from agentmem.items import json_size_bytes
 from agentmem.replay import (
-    OUTPUT_OF,
+    CALL_OF,
     SessionSettings,
     estimate_tokens,
+    find_window,
     is_input_message,
     is_output,
     replay_window,
-    settle_window,
     whole_exchanges,
 )
 
@@ -430,12 +430,12 @@ def test_a_window_settled_from_the_newest_items_is_the_window_of_the_whole_histo
         whole = replay_window(history, settings)
         settled = False
         for start in range(len(history), -1, -1):
-            window = settle_window(history[start:], settings, whole=False)
+            window = find_window(history[start:], settings, at_start=False)
             assert window in (None, whole), f"{caps(settings)} from {start}"
             # Once it can tell, more of the history never unsettles it.
             assert window is not None or not settled
             settled = window is not None
-        assert settle_window(history, settings, whole=True) == whole
+        assert find_window(history, settings, at_start=True) == whole
 
 
 def older_halves(newest: History) -> list[JsonObject]:
@@ -460,14 +460,14 @@ def test_no_older_items_change_a_window_that_was_settled(newest: History, data: 
     newest = [{**item, "n": item["n"] + len(older)} for item in newest]
     whole = [*numbered(older), *newest]
     for settings in caps_for_suffixes():
-        window = settle_window(newest, settings, whole=False)
+        window = find_window(newest, settings, at_start=False)
         if window is not None:
             assert window == oracle(whole, settings), caps(settings)
 
 
 @given(histories(), some_settings(capped=True))
 def test_a_whole_history_is_always_settled(history: History, settings: SessionSettings) -> None:
-    assert settle_window(history, settings, whole=True) == oracle(history, settings)
+    assert find_window(history, settings, at_start=True) == oracle(history, settings)
 
 
 @given(whole_histories(), st.integers(0, 10))
@@ -476,7 +476,7 @@ def test_whole_turns_with_more_items_than_the_limit_settle_the_window(history: H
     starts = [place for place, item in enumerate(history) if place in (0, *turn_starts(history))]
     for start in starts:
         if len(history) - start > limit:
-            assert settle_window(history[start:], SessionSettings(limit=limit), whole=False) is not None
+            assert find_window(history[start:], SessionSettings(limit=limit), at_start=False) is not None
 
 
 def turn_starts(history: History) -> list[int]:
@@ -520,17 +520,17 @@ def test_the_clients_union_is_read_right() -> None:
 
 @pytest.mark.parametrize(("first", "second"), api_pairs().items())
 def test_every_paired_kind_of_the_api_is_an_exchange(first: str, second: str) -> None:
-    assert OUTPUT_OF[second] == first
+    assert CALL_OF[second] == first
     assert OUTPUT_KIND[first] == second
 
 
 @pytest.mark.parametrize("kind", sorted(kind for kind in api_kinds() if kind.endswith(("_call", "_request"))))
 def test_every_call_of_the_api_has_an_output_or_is_hosted(kind: str) -> None:
-    assert (kind in OUTPUT_OF.values()) == (kind in api_pairs())
+    assert (kind in CALL_OF.values()) == (kind in api_pairs())
 
 
 def test_an_exchange_is_of_one_pair_of_kinds() -> None:
-    assert {first: second for second, first in OUTPUT_OF.items()} == OUTPUT_KIND
+    assert {first: second for second, first in CALL_OF.items()} == OUTPUT_KIND
 
 
 @pytest.mark.parametrize(("first", "second"), api_pairs().items())
@@ -732,7 +732,7 @@ def test_what_one_item_lacks_makes_all_that_are_linked_to_it_incomplete() -> Non
         output("program", "p"),
     ]
     assert whole_exchanges(inner) == []
-    assert settle_window([message("user"), *inner], SessionSettings(limit=5), whole=False) is None
+    assert find_window([message("user"), *inner], SessionSettings(limit=5), at_start=False) is None
     whole = [call("program", "outer"), *inner, output("program", "outer")]
     assert whole_exchanges(whole) == whole
     assert replay_window(whole, SessionSettings(limit=6)) == []

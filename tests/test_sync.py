@@ -27,10 +27,10 @@ from agentmem import (
     SessionStore,
     SQLiteSession,
 )
+from agentmem.blocking import run_blocking
 from agentmem.errors import InvalidItemError, SessionClosedError, StorageError
 from agentmem.items import Item
 from agentmem.replay import SessionSettings
-from agentmem.sync import run_blocking
 
 ONE: Item = {"role": "user", "content": "one"}
 TWO: Item = {"role": "user", "content": "two"}
@@ -43,6 +43,11 @@ def path(tmp_path: Path) -> Path:
 
 def public(cls: type) -> dict[str, Any]:
     return {name: getattr(cls, name) for name in dir(cls) if not name.startswith("_")}
+
+
+def summary(thing: object) -> str:
+    """The first line of a docstring, without a reference to the async method in it."""
+    return (inspect.getdoc(thing) or "").splitlines()[0].partition(" See :meth:")[0]
 
 
 PAIRS: list[tuple[type, type]] = [
@@ -74,7 +79,8 @@ def test_a_sync_method_has_the_parameters_and_docs_of_the_async_one(
     # A sync store copies to a sync one.
     taken = [str(parameter).replace("Async", "") for parameter in inspect.signature(theirs).parameters.values()]
     assert list(map(str, inspect.signature(ours).parameters.values())) == taken
-    assert inspect.getdoc(ours) == inspect.getdoc(theirs)
+    assert summary(ours) == summary(theirs)
+    assert f"See :meth:`agentmem.{async_class.__mro__[-2].__name__}.{name}`." in (inspect.getdoc(ours) or "")
     returned = str(inspect.signature(theirs).return_annotation).replace("Async", "")
     assert inspect.signature(ours).return_annotation == returned
 
@@ -91,7 +97,8 @@ def test_a_sync_class_has_every_public_member_of_the_async_one(async_class: type
 def test_the_constructors_take_the_same_arguments_and_say_the_same() -> None:
     for async_class, sync_class in PAIRS[1:]:
         assert inspect.signature(sync_class).parameters == inspect.signature(async_class).parameters
-        assert inspect.getdoc(sync_class) == inspect.getdoc(async_class)
+        assert summary(sync_class) == summary(async_class)
+        assert f":class:`agentmem.{async_class.__name__}` describes" in (inspect.getdoc(sync_class) or "")
 
 
 def test_a_script_uses_sessions_without_await(path: Path) -> None:
@@ -235,7 +242,7 @@ def test_closing_leaves_only_the_background_loop(path: Path) -> None:
 INTERRUPTED = """
 import asyncio, os, signal, sqlite3, sys, threading, time
 from agentmem import SQLiteSession
-from agentmem.sync import run_blocking
+from agentmem.blocking import run_blocking
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -17,25 +17,22 @@ class Entry(NamedTuple):
 
     Attributes:
         module, name: of the Engine class; it takes the database (see ``keeps_url``) and keyword options.
-        extra: the extra of agentmem's that brings its driver; "" where none is needed.
+        driver: the package that it needs, by the name that pip and ``import`` know it by; objects of it (a pool) are
+            taken instead of a URL. "" for none.
         keeps_url: whether it takes the whole URL, or only the path in it.
-        driver: the package whose objects (a pool) it takes instead of a URL; "" for none.
         alias: another scheme for it; "" for none.
     """
 
     module: str
     name: str
-    extra: str = ""
-    keeps_url: bool = True
     driver: str = ""
+    keeps_url: bool = True
     alias: str = ""
 
 
 ENGINES = {
     "sqlite": Entry("agentmem.engines.sqlite.engine", "SQLiteEngine", keeps_url=False),
-    "postgresql": Entry(
-        "agentmem.engines.postgres.engine", "PostgresEngine", extra="postgres", driver="asyncpg", alias="postgres"
-    ),
+    "postgresql": Entry("agentmem.engines.postgres.engine", "PostgresEngine", driver="asyncpg", alias="postgres"),
 }
 
 
@@ -58,9 +55,10 @@ def open_engine(db: Any, **options: Any) -> Engine:
     try:
         module = import_module(entry.module)
     except ImportError as error:
-        if not entry.extra:
+        # Another module that is missing is a defect, which installing the driver would not mend.
+        if not entry.driver or (error.name or "").partition(".")[0] != entry.driver:
             raise
-        raise MissingDependencyError(f"pip install 'agentmem[{entry.extra}]'") from error
+        raise MissingDependencyError(f"pip install {entry.driver}") from error
     engine: Engine = getattr(module, entry.name)(database, **options)
     return engine
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Hashable, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 from ..cancellation import despite_cancellation
 from ..errors import AgentMemError, SessionClosedError
@@ -83,8 +83,8 @@ class PooledEngine(Engine, Generic[P]):
             self.raise_mapped(job.error, session_id)
         return job.result
 
-    def raise_mapped(self, error: BaseException, session_id: str | None = None) -> None:
-        """Raise agentmem's error for `error`; always raises."""
+    def raise_mapped(self, error: BaseException, session_id: str | None = None) -> NoReturn:
+        """Raise agentmem's error for `error`."""
         mapped = self.map_error(error, session_id)
         if mapped is error:
             raise error

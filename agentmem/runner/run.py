@@ -146,7 +146,7 @@ class Runner:
             RuntimeError: called on that background loop itself; ``await Runner.run(...)`` there.
             Everything else: see :meth:`run`.
         """
-        from ..sync import run_blocking
+        from ..blocking import run_blocking
 
         async def run() -> Any:
             return await Runner.run(

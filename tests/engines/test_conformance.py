@@ -24,13 +24,16 @@ async def test_the_engine_keeps(check: Callable[..., object], open_engine: Calla
 
 def test_a_public_check_that_is_not_listed_would_be_forgotten() -> None:
     import inspect
+    import pkgutil
+    from importlib import import_module
 
     from agentmem import conformance
 
     public = {
         name
-        for name, value in inspect.getmembers(conformance, inspect.iscoroutinefunction)
-        if not name.startswith("_") and value.__module__ == conformance.__name__
+        for subject in pkgutil.iter_modules(conformance.__path__, f"{conformance.__name__}.")
+        for name, value in inspect.getmembers(import_module(subject.name), inspect.iscoroutinefunction)
+        if "open_engine" in inspect.signature(value).parameters and not name.startswith("_")
     }
     assert public == {check.__name__ for check in CHECKS}
 
@@ -86,15 +89,15 @@ class Unending(SQLiteEngine):
 
     async def close(self) -> None:
         await super().close()
-        self._closed = False
+        self._is_closed = False
 
 
 class Clipping(SQLiteEngine):
     """Reads at most a thousand rows."""
 
     async def read(self, session_id: str, reading: Reading[T]) -> T:
-        if isinstance(reading, TailReading) and reading._limit is None:
-            reading._limit = 1000
+        if isinstance(reading, TailReading) and reading.limit is None:
+            reading.limit = 1000
         return await super().read(session_id, reading)
 
 

@@ -83,12 +83,12 @@ async def test_nor_does_a_limit_of_a_sync_session(tmp_path: Path, limit: int) ->
 
 
 HALVES = {"0.24.0": [1, 5, 6, 9, 10]}
-"""The limits with which the SDK's own sessions send half an exchange; README.md has them in a table."""
+"""The limits with which the SDK's own sessions send half an exchange; examples/README.md has them in a table."""
 
 
 @pytest.mark.parametrize("kind", ["SQLiteSession", "AsyncSQLiteSession"])
 async def test_some_limits_of_the_sdk_s_own_sessions_let_it_happen(tmp_path: Path, kind: str) -> None:
-    """The README's comparison says so; where this fails, the SDK has learned it, and the README is to be changed."""
+    """The page says so; where this fails, the SDK has learned it, and the page is to be changed."""
     memory = importlib.import_module("agents.extensions.memory")
     halves = []
     for limit in LIMITS:

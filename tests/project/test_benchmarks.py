@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -96,7 +97,7 @@ def test_the_chart_is_an_svg_with_a_bar_for_each_figure(folder: Path) -> None:
     assert len(bars) == 2 * sum(workload.in_chart for workload in ON_SQLITE.values())
 
 
-def test_the_tables_for_the_readme_have_a_row_for_each_workload_and_target(folder: Path) -> None:
+def test_the_tables_for_the_page_have_a_row_for_each_workload_and_target(folder: Path) -> None:
     rows = [line for line in (folder / "b.md").read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
     own = [target for target in TARGETS if (target.of or target.figure).system in ("agentmem", "sqlite3")]
     assert len(rows) == 1 + len(ON_SQLITE) + 1 + len(own)
@@ -122,7 +123,9 @@ KEPT = {
     "results.json": ("tables", set(ON_SQLITE)),
     "results-postgres.json": ("tables of PostgreSQL", set(ON_POSTGRES)),
 }
-"""The runs whose figures the README shows: one for each database, where in it, and what was measured."""
+"""The runs whose figures benchmarks/README.md shows: one for each database, where in it, and what was measured."""
+
+PAGE = REPO / "benchmarks" / "README.md"
 
 
 def kept(name: str) -> Report:
@@ -130,17 +133,28 @@ def kept(name: str) -> Report:
 
 
 @pytest.mark.parametrize("name", KEPT)
-def test_the_readme_shows_the_tables_of_the_runs_that_are_kept(name: str) -> None:
+def test_the_page_shows_the_tables_of_the_runs_that_are_kept(name: str) -> None:
     report, (title, workloads) = kept(name), KEPT[name]
-    readme = (REPO / "README.md").read_text(encoding="utf-8")
-    shown = readme.partition(f"<!-- {title} -->\n")[2].partition(f"<!-- end of {title} -->")[0]
+    shown = (
+        PAGE.read_text(encoding="utf-8").partition(f"<!-- {title} -->\n")[2].partition(f"<!-- end of {title} -->")[0]
+    )
     assert shown == tables(report)
     assert (report.scale, set(report.outcomes)) == ("full", workloads)
 
 
-def test_the_readme_shows_the_chart_of_the_run_that_is_kept() -> None:
-    assert (REPO / "benchmarks" / "chart.svg").read_text(encoding="utf-8") == draw(kept("results.json"))
-    assert "](benchmarks/chart.svg)" in (REPO / "README.md").read_text(encoding="utf-8")
+def test_the_page_shows_the_chart_of_the_run_that_is_kept() -> None:
+    assert (PAGE.parent / "chart.svg").read_text(encoding="utf-8") == draw(kept("results.json"))
+    assert "](chart.svg)" in PAGE.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_the_page_names_the_command_that_makes_each_kept_run(name: str) -> None:
+    commands = re.findall(
+        r"^\.venv/bin/nox -s bench -- ((?:.*\\\n)*.*)", PAGE.read_text(encoding="utf-8"), re.MULTILINE
+    )
+    (command,) = [command for command in commands if f"--json=benchmarks/{name} " in command]
+    systems = set(re.findall(r"--system=(\S+)", command))
+    assert systems == {system for outcomes in kept(name).outcomes.values() for system in outcomes}
 
 
 @pytest.mark.parametrize("name", KEPT)

@@ -173,6 +173,14 @@ def test_the_simulation_gives_the_same_figures_every_time() -> None:
     assert simulated_table([200], [1.0], [4]) == simulated_table([200], [1.0], [4])
 
 
+def test_the_page_shows_what_the_simulation_computes() -> None:
+    # Not the rows of a million sessions, which take several seconds to compute.
+    computed = [line for line in simulated_table([1_000]).splitlines() if line.startswith("|")]
+    page = (REPO / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    shown = page.partition("<!-- simulation -->\n")[2].partition("<!-- end of simulation -->")[0].splitlines()
+    assert [line for line in shown if not line.startswith("| 1,000,000 ")] == computed
+
+
 def test_more_sessions_are_more_even_and_more_shards_and_steeper_traffic_less() -> None:
     def uneven(sessions: int, exponent: float, shards: int) -> float:
         (found,) = simulate(sessions, [exponent], [shards])

@@ -84,7 +84,7 @@ class PostgresDatabase:
         return self.sql("SELECT value FROM recorded").splitlines()
 
     def connections(self) -> set[int]:
-        """The server's processes that serve those who are connected to it, without the one that asks."""
+        """The process ids of the server's backends, one for each connection, without the one that this call uses."""
         where = f"datname = {_quoted(self.name)} AND backend_type = 'client backend'"
         told = self.server.sql(f"SELECT pid FROM pg_stat_activity WHERE {where}", database="postgres")
         return set(map(int, told.split()))

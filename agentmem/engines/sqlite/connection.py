@@ -35,8 +35,12 @@ T = TypeVar("T")
 
 MEMORY = ":memory:"
 
-AIOSQLITE_S = 30.0
-"""How long aiosqlite may take to open a connection or to let go of it, in seconds. It waits for no lock in either."""
+OPEN_S = 30.0
+"""How long aiosqlite may take to open a connection, in seconds. It waits for no lock."""
+
+LET_GO_S = 5.0
+"""How long aiosqlite and its thread are waited for when they let go of a connection, in seconds. What is left of them
+then is a daemon that nobody needs."""
 
 
 class ConnectionLost(Exception):  # noqa: N818  no error of the caller's: the sender opens another connection
@@ -361,7 +365,7 @@ def open_through_aiosqlite(path: str, busy_timeout_s: float) -> _OpenedByAiosqli
     """A connection that aiosqlite has opened and let go of, for the calling thread, which has no event loop.
 
     On an event loop of its own, so that nothing that happens to the caller's meanwhile leaves aiosqlite's thread
-    waiting. That thread is a daemon where the calling one is, and has ended when this returns.
+    waiting. That thread is a daemon where the calling one is, and has mostly ended when this returns.
 
     Raises:
         sqlite3.Error: SQLite cannot open it.
@@ -384,22 +388,25 @@ def open_through_aiosqlite(path: str, busy_timeout_s: float) -> _OpenedByAiosqli
             check_same_thread=False,  # used in another thread than aiosqlite's, and closed from any, under a lock
         )
         try:
-            async with asyncio.timeout(AIOSQLITE_S):
+            async with asyncio.timeout(OPEN_S):
                 await aio
+            async with asyncio.timeout(LET_GO_S):
                 await aio.close()
         finally:
-            # What it may still tell this event loop must find it open. Where it never ends, it is left as it is.
+            # What it may still tell this event loop must find it open.
             for thread in threads:
-                thread.join(AIOSQLITE_S)
+                thread.join(LET_GO_S)
 
     try:
         with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
             runner.run(open_and_let_go())
-    except BaseException as error:
+    except TimeoutError as error:
+        if not opened:
+            raise StorageError(f"aiosqlite did not open {path} in {OPEN_S:g} s; try again") from error
+        # It is open, and of aiosqlite nothing more is needed.
+    except BaseException:
         for raw in opened:
             raw.disconnect()
-        if isinstance(error, TimeoutError):
-            raise StorageError(f"aiosqlite did not open {path} in {AIOSQLITE_S:g} s; try again") from error
         raise
     return opened[0]
 

@@ -81,8 +81,8 @@ def test_a_call_that_is_cancelled_at_any_moment_is_carried_out_or_not_and_leaves
     asyncio.run(_fill(postgres))
     before_all = holdings()
     outcomes: dict[str, bool] = {}
-    for loop in cycle_loops(kind=kind, eager=eager):
-        session_id = f"user_{loop._nth:03}"
+    for nth, loop in enumerate(cycle_loops(kind=kind, eager=eager)):
+        session_id = f"user_{nth:03}"
 
         async def main(loop: CycleLoop = loop, session_id: str = session_id) -> bool:
             async with AsyncSessionStore(postgres.url, busy_timeout_s=60) as store:

@@ -25,7 +25,7 @@ from agentmem.items import Item
 
 pytest.importorskip("asyncpg", reason="asyncpg is not installed")
 
-from agentmem.engines import postgres
+from agentmem.engines.postgres import check as postgres_check
 
 pytestmark = pytest.mark.anyio
 
@@ -108,7 +108,7 @@ async def test_each_kind_of_damage_is_named_wherever_a_page_ends(
     await fill(database.url)
     database.sql(f"SET search_path = agentmem; {damage}")
     for page_rows in (1, 4, 5, 2048):
-        monkeypatch.setattr(postgres, "PAGE_ROWS", page_rows)
+        monkeypatch.setattr(postgres_check, "PAGE_ROWS", page_rows)
         report = await check(database.url)
         assert report.problem_count == len(report.problems) == len(found)
         for line, expected in zip(lines(report), found, strict=True):
@@ -162,7 +162,7 @@ def test_any_damaged_history_has_the_report_that_it_has_in_sqlite(
     numbers = itertools.count()
 
     def compare(lengths: list[int], changes: list[Change], page_rows: int) -> None:
-        monkeypatch.setattr(postgres, "PAGE_ROWS", page_rows)
+        monkeypatch.setattr(postgres_check, "PAGE_ROWS", page_rows)
         number = next(numbers)
         path, schema = tmp_path / f"{number}.db", f"schema_{number}"
         urls = (f"sqlite:///{path}", database.url_of(schema=schema))
@@ -210,7 +210,7 @@ async def test_of_very_many_problems_the_first_are_described_and_the_others_coun
 async def test_progress_goes_up_to_all_items_and_is_told_in_another_thread(
     database: PostgresDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(postgres, "PAGE_ROWS", 700)
+    monkeypatch.setattr(postgres_check, "PAGE_ROWS", 700)
     await fill(database.url, sessions=3, items=1024)
     told: list[tuple[int, int]] = []
     threads: set[int] = set()
@@ -242,7 +242,7 @@ async def test_a_check_of_long_items_takes_the_memory_of_a_few(database: Postgre
 async def test_a_check_sees_one_state_while_others_write(
     database: PostgresDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(postgres, "PAGE_ROWS", 2)
+    monkeypatch.setattr(postgres_check, "PAGE_ROWS", 2)
     async with AsyncSessionStore(database.url) as store:
 
         async def write(number: int) -> None:
@@ -268,10 +268,10 @@ async def test_where_nothing_was_ever_stored_is_an_error_and_nothing_is_made(
 ) -> None:
     database.sql(there)
     before = database.sql("SELECT nspname FROM pg_namespace; SELECT count(*) FROM pg_class")
-    store = AsyncSessionStore(database.url)
+    engine = open_engine(database.url)
     with pytest.raises(StorageError, match=r"holds no sessions of agentmem's; check the URL and the schema"):
-        await (store.check() if call == "check" else store._engine.sessions(None, 10))
-    await store.close()
+        await (engine.check() if call == "check" else engine.sessions(None, 10))
+    await engine.close()
     assert database.sql("SELECT nspname FROM pg_namespace; SELECT count(*) FROM pg_class") == before
 
 

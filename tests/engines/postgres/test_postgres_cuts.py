@@ -169,7 +169,7 @@ def commits_held(server: PostgresServer) -> Iterator[None]:
 async def test_a_call_that_is_tried_again_while_the_first_attempt_still_commits_waits_for_it(
     postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr("agentmem.engines.postgres.LOCK_S", 0.001)
+    monkeypatch.setattr("agentmem.engines.postgres.writes.LOCK_TIMEOUT_S", 0.001)
     operation, result, after = COMMITS[name]
     await fill(postgres, ["user_1"])
     with TcpProxy(postgres.port) as proxy:
@@ -210,7 +210,7 @@ async def test_a_call_whose_first_attempt_does_not_end_in_time_says_that_it_is_i
 async def test_a_call_whose_connection_is_cut_while_it_waits_for_a_lock_is_carried_out_once_after_that(
     postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr("agentmem.engines.postgres.LOCK_S", 60)
+    monkeypatch.setattr("agentmem.engines.postgres.writes.LOCK_TIMEOUT_S", 60)
     operation, result, after = COMMITS[name]
     await fill(postgres, ["user_1", *(f"user_1{rest}" for rest in MANY)])
     before = all_stored(postgres)

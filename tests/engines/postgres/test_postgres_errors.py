@@ -24,7 +24,7 @@ pytest.importorskip("asyncpg", reason="asyncpg is not installed")
 
 import asyncpg
 
-from agentmem.engines.postgres.engine import _PASSING, ERRORS, map_error
+from agentmem.engines.postgres.errors import ERRORS, RECONNECT_STATES, map_error
 
 pytestmark = pytest.mark.anyio
 
@@ -125,7 +125,7 @@ async def test_whatever_a_server_raises_is_an_error_by_name_and_nothing_is_writt
     try:
         async with AsyncPostgresSession(database.url, session_id="user_123", busy_timeout_s=0) as session:
             for code in [*sorted(SQLSTATES), "ZZ123", "P1234"]:
-                if code in _PASSING or code.startswith("08"):
+                if code in RECONNECT_STATES or code.startswith("08"):
                     continue  # after which it may be in doubt; see below
                 await other.execute("DELETE FROM to_raise")
                 await other.execute("INSERT INTO to_raise VALUES ($1)", code)

@@ -92,10 +92,10 @@ async def test_a_process_that_is_stopped_while_it_appends_holds_up_nobody_and_go
 _POPS = """
 import asyncio, sys
 from agentmem import AsyncSessionStore
-from agentmem.engines import postgres
+from agentmem.engines.postgres import writes
 
 async def main():
-    postgres.SILENT_S = float(sys.argv[2])
+    writes.IDLE_IN_TRANSACTION_TIMEOUT_S = float(sys.argv[2])
     async with AsyncSessionStore(sys.argv[1], busy_timeout_s=60) as store:
         await store.session("warm").clear_session()
         print("ready", flush=True)

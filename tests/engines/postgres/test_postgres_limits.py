@@ -12,9 +12,13 @@ from postgres_server import PostgresServer
 from tcp_proxy import TcpProxy
 
 from agentmem import AsyncSessionStore, SessionSettings
-from agentmem.engines import postgres as engine
+from agentmem.engines import open_engine
 from agentmem.errors import StorageError
 from agentmem.items import Item
+
+pytest.importorskip("asyncpg", reason="asyncpg is not installed")
+
+from agentmem.engines.postgres import engine, pool, writes
 
 pytestmark = pytest.mark.anyio
 
@@ -50,7 +54,7 @@ def _waits(server: PostgresServer) -> bool:
 async def test_however_many_sessions_are_held_each_write_to_another_is_served_meanwhile(
     postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "LOCK_S", 0.01)
+    monkeypatch.setattr(writes, "LOCK_TIMEOUT_S", 0.01)
     names = [f"held {number}" for number in range(40)]
     async with AsyncSessionStore(postgres.url, busy_timeout_s=60) as store:
         await asyncio.gather(*(store.session(name).add_items([ONE]) for name in [*names, "free"]))
@@ -68,7 +72,7 @@ async def test_however_many_sessions_are_held_each_write_to_another_is_served_me
 async def test_long_items_of_many_sessions_go_in_several_statements_and_are_all_there(
     postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "GROUP_BYTES", 100_000)
+    monkeypatch.setattr(pool, "MAX_GROUP_BYTES", 100_000)
     long: Item = {"content": "x" * 60_000}
     async with AsyncSessionStore(postgres.url) as store:
         await store.open()
@@ -82,7 +86,7 @@ async def test_long_items_of_many_sessions_go_in_several_statements_and_are_all_
 async def test_what_is_more_than_postgresql_takes_at_once_is_refused_by_name_and_nothing_is_sent(
     postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "MOST_BYTES", 1_000_000)
+    monkeypatch.setattr(engine, "MAX_APPEND_BYTES", 1_000_000)
     async with AsyncSessionStore(postgres.url) as store:
         large = store.session("large").add_items([{"content": "é" * 300_000}] * 2)
         small = store.session("small").add_items([ONE])
@@ -103,7 +107,9 @@ async def test_what_counts_tokens_fails_with_its_own_error_and_at_once(postgres:
     async with AsyncSessionStore(postgres.url, busy_timeout_s=60) as store:
         session = store.session("user_123", settings=settings)
         await session.add_items([ONE])
-        await store._engine.append("user_123", ["no JSON"])  # so that the items are read one by one
+        other = open_engine(postgres.url)
+        await other.append("user_123", ["no JSON"])  # so that the items are read one by one
+        await other.close()
         with pytest.raises(ConnectionError, match=r"^the tokenizer is down$"):
             await session.get_items()
     assert len(calls) == 1

@@ -11,8 +11,13 @@ from in_postgres import HELD, WRITES, all_stored, locked, numbered, stored, unti
 from postgres_server import PostgresServer
 
 from agentmem import AsyncSessionStore
+from agentmem.engines.batching import QueueCounts
 from agentmem.errors import StorageBusyError
 from agentmem.items import Item
+
+pytest.importorskip("asyncpg", reason="asyncpg is not installed")
+
+from agentmem.engines.postgres.pool import PoolCounts, pools
 
 pytestmark = pytest.mark.anyio
 
@@ -100,6 +105,32 @@ async def test_what_is_asked_of_a_held_session_is_done_in_that_order_and_what_is
     assert all_stored(postgres) == {"held": numbered(12, 13, 14, 16, 17, 18, 19), "free": numbered(*range(1, 20))}
 
 
+async def test_a_pool_says_what_it_holds_and_what_waits_for_held_sessions(postgres: PostgresServer) -> None:
+    async with AsyncSessionStore(postgres.url, busy_timeout_s=60) as store:
+        (pool,) = pools.all()
+        idle = QueueCounts(waiting=0, under_way=0, batches=0)
+        await until(lambda: pool.counts().newest == idle)
+        assert pool.counts() == PoolCounts(
+            writers=0, readers=1, writes=idle, newest=idle, queries=idle, held_sessions=0, held_writes=0
+        )
+        await asyncio.gather(*(store.session(name).add_items(numbered(0)) for name in ("a", "b")))
+        async with locked(postgres, ["a", "b"]):
+            calls = [asyncio.create_task(store.session(name).add_items(numbered(1))) for name in ("a", "b", "a")]
+            await until(lambda: pool.counts().held_writes == 3)
+            assert pool.counts().held_sessions == 2
+            calls.append(asyncio.create_task(store.session("a").add_items(numbered(2))))
+            await until(lambda: pool.counts().writes == QueueCounts(waiting=1, under_way=3, batches=0))
+            assert f"<Pool on {store.name}: " in repr(pool)
+            assert "1 calls waiting, 3 under way, 3 of them for 2 held sessions" in repr(pool)
+        await asyncio.gather(*calls)
+        await until(lambda: pool.counts().writes == idle)
+        counts = pool.counts()
+        assert (counts.held_sessions, counts.held_writes) == (0, 0)
+        assert 2 <= counts.writers <= 3
+    assert pools.all() == []
+    assert (pool.counts().writers, pool.counts().readers) == (0, 0)
+
+
 async def test_writes_of_a_held_session_all_fail_once_the_first_of_them_may_wait_no_longer(
     postgres: PostgresServer,
 ) -> None:
@@ -134,7 +165,7 @@ async def test_a_write_that_finds_its_session_cleared_by_who_held_it_finds_nothi
 async def test_writes_that_came_together_to_a_held_session_keep_their_order_whenever_it_is_let_go(
     postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agentmem.engines.postgres.LOCK_S", 0.001)
+    monkeypatch.setattr("agentmem.engines.postgres.writes.LOCK_TIMEOUT_S", 0.001)
     async with AsyncSessionStore(postgres.url, busy_timeout_s=60) as store:
         held = store.session("user_123")
         await held.add_items(numbered(0))
@@ -150,7 +181,8 @@ async def test_writes_that_came_together_to_a_held_session_keep_their_order_when
 async def test_engines_that_write_to_the_same_sessions_in_any_order_never_wait_for_each_other_in_a_circle(
     postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agentmem.engines.postgres.LOCK_S", 60)  # a shorter one would end a circle before it is found
+    # A shorter one would end a circle before it is found.
+    monkeypatch.setattr("agentmem.engines.postgres.writes.LOCK_TIMEOUT_S", 60)
     names = [f"{'ABab'[number % 4]}é{number}" for number in range(40)]  # sorted otherwise by many a collation
     before = postgres.log().count("deadlock")
     # Another busy_timeout_s each: they share no pool.
@@ -180,7 +212,7 @@ async def test_engines_that_write_to_the_same_sessions_in_any_order_never_wait_f
 async def test_batches_that_wait_in_the_middle_of_their_sessions_hold_none_that_the_other_waits_for(
     postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch, first: str, second: str
 ) -> None:
-    monkeypatch.setattr("agentmem.engines.postgres.LOCK_S", 60)
+    monkeypatch.setattr("agentmem.engines.postgres.writes.LOCK_TIMEOUT_S", 60)
     before = postgres.log().count("deadlock")
     names = ["a", "b", "m", "y", "z"]
     async with (

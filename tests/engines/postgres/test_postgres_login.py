@@ -13,6 +13,7 @@ from postgres_programs import Programs
 from postgres_server import PostgresServer
 
 from agentmem import AsyncPostgresSession, PostgresSession
+from agentmem.engines import open_engine
 from agentmem.errors import StorageError
 from agentmem.items import Item
 
@@ -79,7 +80,7 @@ async def test_a_password_is_escaped_in_a_url_and_never_shown(guarded: PostgresD
             f"<AsyncPostgresSession 'user_123' in postgresql://known@{guarded.server.host}:{guarded.server.port}"
             f"/{guarded.name}>"
         )
-        for text in (repr(session.run_key), str(session.run_key), repr(vars(session._engine))):
+        for text in (repr(session.run_key), str(session.run_key), repr(vars(open_engine(url)))):
             assert PASSWORD not in text
             assert "p%2Fa" not in text
             assert "p%2fa" not in text

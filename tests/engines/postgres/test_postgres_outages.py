@@ -159,7 +159,7 @@ def silence(server: PostgresServer, proxy: TcpProxy, way: str) -> Iterator[None]
 async def test_where_nobody_answers_any_more_each_call_ends_in_time_and_a_write_says_that_it_is_in_doubt(
     postgres: PostgresServer, proxy: TcpProxy, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    monkeypatch.setattr("agentmem.engines.postgres.ANSWER_S", 0.1)
+    monkeypatch.setattr("agentmem.engines.postgres.retry.ANSWER_TIMEOUT_S", 0.1)
     async with AsyncSessionStore(postgres.url_at(proxy.port), busy_timeout_s=0.2) as store:
         session = store.session("user_123")
         await session.add_items(numbered(0, 1, 2))
@@ -190,7 +190,7 @@ async def test_a_silence_that_ends_in_time_loses_and_doubles_nothing_and_no_call
     postgres: PostgresServer, proxy: TcpProxy, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     # Each statement is given up after 0.2 s, and tried again for long enough.
-    monkeypatch.setattr("agentmem.engines.postgres.ANSWER_S", -59.8)
+    monkeypatch.setattr("agentmem.engines.postgres.retry.ANSWER_TIMEOUT_S", -59.8)
     async with AsyncSessionStore(postgres.url_at(proxy.port), busy_timeout_s=60) as store, Load(store) as load:
         for _ in range(2):
             with silence(postgres, proxy, way):

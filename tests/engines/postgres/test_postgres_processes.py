@@ -12,7 +12,8 @@ from killing import Batch, whole_batches
 from postgres_database import PostgresDatabase
 from processes import SUPPORT, Child, needs_fork, run_quietly
 
-from agentmem.engines.postgres.engine import READERS, SCHEMA_VERSION, WRITERS
+from agentmem.engines.postgres.pool import READERS, WRITERS
+from agentmem.engines.postgres.schema import SCHEMA_VERSION
 
 pytestmark = needs_fork
 

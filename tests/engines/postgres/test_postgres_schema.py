@@ -12,12 +12,13 @@ from postgres_database import PostgresDatabase, postgres_database
 from postgres_server import PostgresServer, Standby
 
 from agentmem import AsyncPostgresSession, AsyncSession, AsyncSessionStore
+from agentmem.engines import open_engine
 from agentmem.errors import SchemaVersionError, StorageError
 from agentmem.items import Item
 
 pytest.importorskip("asyncpg", reason="asyncpg is not installed")
 
-from agentmem.engines.postgres.engine import SCHEMA_VERSION
+from agentmem.engines.postgres.schema import SCHEMA_VERSION
 
 pytestmark = pytest.mark.anyio
 
@@ -209,13 +210,15 @@ async def test_a_role_without_a_right_is_told_which_it_needs(
     assert contents(database) == before
 
 
-async def reads(session: AsyncSession, store: AsyncSessionStore) -> None:
-    """All that only reads sees [ONE, TWO], and what writes is refused by an error that this returns."""
+async def reads(session: AsyncSession, store: AsyncSessionStore, url: str) -> None:
+    """All that only reads sees [ONE, TWO]."""
     assert await session.get_items() == [ONE, TWO]
     assert await session.get_items(1) == [TWO]
     assert (await store.check()).problems == ()
-    assert await store._engine.sessions(None, 10) == [("user_123", 2)]
-    assert [json.loads(text) for _, text in await store._engine.rows("user_123", 0, 10)] == [ONE, TWO]
+    engine = open_engine(url, busy_timeout_s=0)
+    assert await engine.sessions(None, 10) == [("user_123", 2)]
+    assert [json.loads(text) for _, text in await engine.rows("user_123", 0, 10)] == [ONE, TWO]
+    await engine.close()
 
 
 def writes(session: AsyncSession) -> list[Callable[[], Awaitable[object]]]:
@@ -230,11 +233,11 @@ async def test_a_role_that_may_only_read_reads_and_its_writes_are_refused_by_nam
     database.sql(f"GRANT USAGE ON SCHEMA agentmem TO {role}; GRANT SELECT ON ALL TABLES IN SCHEMA agentmem TO {role}")
     async with AsyncSessionStore(guest) as store:
         session = store.session("user_123")
-        await reads(session, store)
+        await reads(session, store, guest)
         for write in writes(session):
             with pytest.raises(StorageError, match=f"permission denied for table agentmem.*{ANY_RIGHT}"):
                 await write()
-        await reads(session, store)
+        await reads(session, store, guest)
     assert database.stored() == [ONE, TWO]
 
 
@@ -248,7 +251,7 @@ async def test_where_transactions_only_read_an_existing_schema_is_read_and_nothi
     assert "agentmem" not in database.sql("SELECT nspname FROM pg_namespace").splitlines()
     await add(database.url, ONE, TWO)
     session = store.session("user_123")
-    await reads(session, store)
+    await reads(session, store, url)
     for write in writes(session):
         with pytest.raises(StorageError, match=r"the server only reads.*nothing was written"):
             await write()
@@ -269,9 +272,10 @@ async def test_a_standby_serves_reads_and_refuses_writes_by_name(
     with postgres_database(postgres_server) as database:
         await add(database.url, ONE, TWO)
         standby.catch_up()
-        async with AsyncSessionStore(database.url_of(port=standby.port), busy_timeout_s=0) as store:
+        url = database.url_of(port=standby.port)
+        async with AsyncSessionStore(url, busy_timeout_s=0) as store:
             session = store.session("user_123")
-            await reads(session, store)
+            await reads(session, store, url)
             for write in writes(session):
                 with pytest.raises(StorageError, match=r"the server only reads: it is a replica.*nothing was written"):
                     await write()
@@ -294,17 +298,19 @@ async def test_a_newer_version_is_refused_by_name_and_left_as_it_is(database: Po
     before = contents(database)
     store = AsyncSessionStore(database.url)
     session = store.session("user_123")
+    engine = open_engine(database.url)
     calls: list[Callable[[], Awaitable[object]]] = [
         store.open,
         session.get_items,
         store.check,
-        lambda: store._engine.sessions(None, 1),
+        lambda: engine.sessions(None, 1),
         *writes(session),
     ]
     for call in calls:
         with pytest.raises(SchemaVersionError, match=f"has schema version {newer}.*up to {SCHEMA_VERSION}; upgrade"):
             await call()
     await store.close()
+    await engine.close()
     assert contents(database) == before
     assert database.sql("SELECT version FROM agentmem.agentmem_schema") == str(newer)
     assert database.stored() == [ONE]

@@ -220,7 +220,8 @@ async def test_no_setting_is_left_on_a_connection(database: PostgresDatabase) ->
             await session.get_items(1)
             await session.pop_item()
             await session.clear_session()
-            await session._engine.check()
+        async with AsyncSessionStore(pool) as store:
+            await store.check()
         after = await pool.fetch(SETTINGS)
         assert await pool.fetchval("SHOW synchronous_commit") == "off"
     assert dict(before) == dict(after)

@@ -21,7 +21,7 @@ from web_client import converse, history, say
 from web_client import serving as example_serving
 from web_server import Server, uvicorn
 
-from agentmem.engines.postgres.engine import READERS, WRITERS
+from agentmem.engines.postgres.pool import READERS, WRITERS
 
 pytestmark = [pytest.mark.anyio, pytest.mark.exhaustive]
 

@@ -1,0 +1,70 @@
+"""Checks of reads: limits, replay windows, corrupt rows."""
+
+from __future__ import annotations
+
+from ..items import Item, encode_items
+from ..reading import TailReading, WindowReading
+from ..replay import SessionSettings, replay_window
+from .fixtures import (
+    Check,
+    OpenEngine,
+    expect_equal,
+    make_items,
+    make_rows,
+    read_items,
+    scratch_session,
+)
+
+
+async def a_limit_takes_exactly_the_newest_items(open_engine: OpenEngine) -> None:
+    async with scratch_session(open_engine) as (engine, session_id):
+        await engine.append(session_id, make_rows(0, 1500))  # more than one slice of the reading or the engine
+        for limit in (0, 1, 10, 511, 512, 513, 1499, 1500, 1501):
+            expected = make_items(max(0, 1500 - limit), 1500)
+            expect_equal(await read_items(engine, session_id, limit), expected, f"the last {limit}")
+
+
+async def the_replay_window_is_that_of_the_pure_function(open_engine: OpenEngine) -> None:
+    history = _long_history()
+    async with scratch_session(open_engine) as (engine, session_id):
+        await engine.append(session_id, encode_items(history))
+        for settings in (
+            *(SessionSettings(limit=limit) for limit in range(30)),
+            *(SessionSettings(max_turns=turns) for turns in range(5)),
+            *(SessionSettings(max_tokens=tokens) for tokens in (0, 10, 50, 100, 1000, 10**6)),
+            SessionSettings(limit=40, max_turns=3, max_tokens=400),
+        ):
+            window = await engine.read(session_id, WindowReading(settings))
+            expect_equal(window, replay_window(history, settings), f"the window of {settings!r}")
+
+
+async def a_corrupt_row_hides_no_other(open_engine: OpenEngine) -> None:
+    async with scratch_session(open_engine) as (engine, session_id):
+        await engine.append(session_id, [*make_rows(0, 2), "not JSON", *make_rows(2, 3), "[]", *make_rows(3, 4)])
+        reading = TailReading(3)
+        expect_equal(await engine.read(session_id, reading), make_items(1, 4), "the last 3 items that can be read")
+        expect_equal(reading.corrupt, [4, 2], "positions that could not be read")
+        expect_equal(await read_items(engine, session_id), make_items(0, 4), "all items that can be read")
+
+
+def _long_history() -> list[Item]:
+    """200 turns: a question, reasoning, two parallel calls, a message, their outputs, an answer. In every seventh turn,
+    one call has no output."""
+    history: list[Item] = []
+    for turn in range(200):
+        history.append({"role": "user", "content": f"question {turn}"})
+        history.append({"type": "reasoning", "id": f"r{turn}", "summary": []})
+        calls = [f"c{turn}a", f"c{turn}b"]
+        history += [{"type": "function_call", "call_id": call, "name": "f", "arguments": "{}"} for call in calls]
+        history.append({"role": "assistant", "content": "a moment"})
+        answered = calls if turn % 7 else calls[:1]
+        history += [{"type": "function_call_output", "call_id": call, "output": "1"} for call in answered]
+        history.append({"role": "assistant", "content": f"answer {turn}"})
+    return history
+
+
+CHECKS: tuple[Check, ...] = (
+    a_limit_takes_exactly_the_newest_items,
+    the_replay_window_is_that_of_the_pure_function,
+    a_corrupt_row_hides_no_other,
+)

@@ -1,0 +1,53 @@
+"""Checks of removals: pops and clears."""
+
+from __future__ import annotations
+
+from ..reading import TailReading
+from .fixtures import (
+    Check,
+    OpenEngine,
+    PositionsReading,
+    expect_equal,
+    make_items,
+    make_rows,
+    read_items,
+    scratch_session,
+)
+
+
+async def pop_removes_the_newest_item(open_engine: OpenEngine) -> None:
+    async with scratch_session(open_engine) as (engine, session_id):
+        expect_equal(await engine.pop(session_id, TailReading(1)), [], "pop from a session that does not exist")
+        await engine.append(session_id, make_rows(0, 2))
+        expect_equal(await engine.pop(session_id, TailReading(1)), make_items(1, 2), "pop")
+        expect_equal(await read_items(engine, session_id), make_items(0, 1), "items that a pop leaves")
+        expect_equal(await engine.pop(session_id, TailReading(1)), make_items(0, 1), "pop of the last item")
+        expect_equal(await engine.pop(session_id, TailReading(1)), [], "pop from an empty session")
+
+
+async def pop_removes_corrupt_rows_above_the_newest_item_only(open_engine: OpenEngine) -> None:
+    async with scratch_session(open_engine) as (engine, session_id):
+        await engine.append(session_id, ["not JSON", *make_rows(0, 2), "{", "[]"])
+        expect_equal(await engine.pop(session_id, TailReading(1)), make_items(1, 2), "pop below corrupt rows")
+        expect_equal(await engine.read(session_id, PositionsReading()), [1, 0], "positions that it left")
+        expect_equal(await engine.pop(session_id, TailReading(1)), make_items(0, 1), "pop of the last item")
+        expect_equal(await engine.pop(session_id, TailReading(1)), [], "pop where no row can be read")
+        expect_equal(await engine.read(session_id, PositionsReading()), [0], "rows that a pop must not remove")
+
+
+async def clear_leaves_nothing_behind(open_engine: OpenEngine) -> None:
+    async with scratch_session(open_engine) as (engine, session_id):
+        await engine.clear(session_id)  # of a session that does not exist
+        await engine.append(session_id, make_rows(0, 1000))
+        await engine.clear(session_id)
+        expect_equal(await engine.read(session_id, PositionsReading()), [], "rows after clear")
+        await engine.append(session_id, make_rows(5, 6))
+        expect_equal(await engine.read(session_id, PositionsReading()), [0], "positions after clear")
+        expect_equal(await read_items(engine, session_id), make_items(5, 6), "items after clear")
+
+
+CHECKS: tuple[Check, ...] = (
+    pop_removes_the_newest_item,
+    pop_removes_corrupt_rows_above_the_newest_item_only,
+    clear_leaves_nothing_behind,
+)

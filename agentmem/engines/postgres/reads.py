@@ -1,0 +1,104 @@
+"""The read operations: how rows come from the server to what reads them.
+
+Rules kept here:
+
+- The newest rows of many sessions come with one statement, one text for each session.
+- What is longer comes in slices of bounded size, in one transaction, so that a read sees one state.
+- Long texts are decoded in a thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import asyncpg
+from anyio import CapacityLimiter
+from anyio.to_thread import run_sync
+
+from ..base import Reading
+from .connection import BoundedConnection
+from .errors import ReadingFailed
+from .lane import Lane, Work
+from .statements import LAST_POSITION, Statements, array
+
+T = TypeVar("T")
+
+MAX_INLINE_BYTES = 128 * 1024
+"""The largest number of bytes of rows that is decoded on the event loop: a fraction of a millisecond's work."""
+
+MAX_JOINED_BYTES = 1024 * 1024
+"""The largest number of bytes of a session's newest rows that comes as one text; more come in slices."""
+
+SLICE_BYTES = 256 * 1024
+"""A slice ends with the row that brings it to so many bytes: this bounds the memory that long rows take."""
+
+Joined = tuple[bytes, int, int]
+"""What ``Reading.feed_joined`` takes: the text, how many rows it holds, and the oldest one's position."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadNewest:
+    """Read a session's newest rows as one text."""
+
+    session_id: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """Read by any statements."""
+
+    run: Work[object]
+
+
+async def read_newest(lane: Lane, statements: Statements, wanted: Sequence[ReadNewest]) -> list[Joined | None]:
+    """The newest rows of each session; None where they are too long to come as one text."""
+    ids, counts = [one.session_id for one in wanted], array(one.count for one in wanted)
+    try:
+        rows = await lane.run(
+            lambda connection: connection.fetch(statements.newest_joined, ids, counts, MAX_JOINED_BYTES)
+        )
+    except (asyncpg.ProgramLimitExceededError, asyncpg.OutOfMemoryError):  # the server could not join them
+        return [None] * len(wanted)
+    return [_joined(*row) for row in rows]
+
+
+def _joined(text: bytes | None, count: int, oldest: int | None) -> Joined | None:
+    return None if text is None and count else (text or b"", count, oldest or 0)
+
+
+class Feeder:
+    """Feeds rows to readings, in threads.
+
+    Args:
+        statements: of the database.
+        max_threads: how many readings are fed at a time.
+    """
+
+    def __init__(self, statements: Statements, max_threads: int) -> None:
+        self._statements = statements
+        self._threads = CapacityLimiter(max_threads)
+
+    async def in_thread(self, function: Callable[[], T]) -> T:
+        """Run what decodes rows off the event loop."""
+        return await run_sync(function, limiter=self._threads)
+
+    async def feed(self, connection: BoundedConnection, session_id: str, reading: Reading[Any]) -> None:
+        """Feed a session's rows to `reading` from the newest on, inside the caller's transaction.
+
+        Raises:
+            ReadingFailed: `reading` raised an error.
+        """
+        reading.restart()
+        wanted, below = reading.first, LAST_POSITION
+        while wanted:
+            rows = await connection.fetch(self._statements.rows_below, session_id, below, wanted, SLICE_BYTES)
+            below = rows[-1][0] if rows else 0
+            feed = partial(reading.feed, rows, at_start=below == 0)
+            try:
+                wanted = await self.in_thread(feed)
+            except Exception as error:
+                raise ReadingFailed(error) from error

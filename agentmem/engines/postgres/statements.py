@@ -1,0 +1,212 @@
+"""The SQL of all reads and writes, and the values for it.
+
+Names and ids are bound as parameters. Only the name of the schema cannot be bound; it is quoted into the SQL.
+
+No statement leaves a setting behind on its connection, so that PgBouncer may give each transaction another one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+LAST_POSITION = 2**63 - 1
+"""The largest ``bigint``; above every position."""
+
+# A server that is set up not to flush commits must flush agentmem's; any other value is at least as safe as "on".
+_SETTINGS = """
+    set_config('lock_timeout', $1, true), set_config('idle_in_transaction_session_timeout', $2, true),
+    CASE current_setting('synchronous_commit') WHEN 'off' THEN set_config('synchronous_commit', 'on', true) END
+"""
+
+_CLAIM = f"""
+    INSERT INTO agentmem.agentmem_writers AS w (writer, number)
+    SELECT $3, $4 FROM (SELECT {_SETTINGS}) AS settings
+    ON CONFLICT (writer) DO UPDATE SET number = excluded.number, updated_at = now() WHERE w.number < excluded.number
+    RETURNING true
+"""  # noqa: S608  made of the constants above
+"""Store a transaction's number. Returns no row where that transaction was committed before."""
+
+_APPEND = f"""
+    WITH claimed AS ({_CLAIM}),
+    ends AS (
+        INSERT INTO agentmem.agentmem_sessions AS s (session_id, next_position)
+        SELECT session_id, size FROM claimed, unnest($5::text[], $6::text::bigint[]) AS wanted (session_id, size)
+        ORDER BY session_id COLLATE "C"
+        ON CONFLICT (session_id)
+            DO UPDATE SET next_position = s.next_position + excluded.next_position, updated_at = now()
+        RETURNING s.session_id, s.next_position
+    )
+    INSERT INTO agentmem.agentmem_items (session_id, position, item)
+    SELECT session_id, next_position - before_end, item
+    FROM ends
+        JOIN unnest($7::text[], $8::text::bigint[], $9::text[]) AS row (session_id, before_end, item) USING (session_id)
+"""  # noqa: S608  likewise
+
+_FORGET_WRITERS = """
+    DELETE FROM agentmem.agentmem_writers WHERE writer IN (
+        SELECT writer FROM agentmem.agentmem_writers WHERE updated_at < now() - interval '7 days' FOR UPDATE SKIP LOCKED
+    )
+"""
+
+_LOCK = """
+    SELECT session_id FROM agentmem.agentmem_sessions WHERE session_id = ANY($1::text[]) ORDER BY session_id FOR UPDATE
+"""
+
+_HELD = """
+    WITH free AS (
+        SELECT session_id FROM agentmem.agentmem_sessions WHERE session_id = ANY($1::text[]) FOR UPDATE SKIP LOCKED
+    )
+    SELECT session_id FROM agentmem.agentmem_sessions WHERE session_id = ANY($1::text[])
+    EXCEPT SELECT session_id FROM free
+"""
+"""Which of these sessions other connections hold. A session that another connection is just creating is not seen."""
+
+_CUT = """
+    WITH removed AS (DELETE FROM agentmem.agentmem_items WHERE session_id = $1 AND position >= $2)
+    UPDATE agentmem.agentmem_sessions SET next_position = $2, updated_at = now() WHERE session_id = $1
+"""
+
+_CLEAR = """
+    WITH removed AS (DELETE FROM agentmem.agentmem_items WHERE session_id = ANY($1::text[]))
+    DELETE FROM agentmem.agentmem_sessions WHERE session_id = ANY($1::text[])
+"""
+
+# One row for each reading: a row costs the event loop as much as decoding its items does.
+_NEWEST_JOINED = """
+    SELECT CASE WHEN size <= $3 THEN convert_to(texts, 'UTF8') END, count, oldest
+    FROM unnest($1::text[], $2::text::bigint[]) WITH ORDINALITY AS wanted (id, max_count, place),
+        LATERAL (
+            SELECT
+                string_agg(item, ',' ORDER BY position DESC) AS texts, sum(octet_length(item)) AS size,
+                count(*) AS count, min(position) AS oldest
+            FROM (
+                SELECT position, item FROM agentmem.agentmem_items WHERE session_id = id
+                ORDER BY position DESC LIMIT max_count
+            ) AS newest
+        ) AS joined
+    ORDER BY place
+"""
+
+# The last row of a slice is the one with which its length passes the limit.
+_ROWS_BELOW = """
+    SELECT position, convert_to(item, 'UTF8')
+    FROM (
+        SELECT position, item, sum(octet_length(item)) OVER (ORDER BY position DESC) - octet_length(item) AS before
+        FROM (
+            SELECT position, item FROM agentmem.agentmem_items WHERE session_id = $1 AND position < $2
+            ORDER BY position DESC LIMIT $3
+        ) AS slice
+    ) AS measured
+    WHERE before < $4 ORDER BY position DESC
+"""
+
+_ROWS_FROM = """
+    SELECT position, convert_to(item, 'UTF8')
+    FROM (
+        SELECT position, item, sum(octet_length(item)) OVER (ORDER BY position) - octet_length(item) AS before
+        FROM (
+            SELECT position, item FROM agentmem.agentmem_items WHERE session_id = $1 AND position >= $2
+            ORDER BY position LIMIT $3
+        ) AS slice
+    ) AS measured
+    WHERE before < $4 ORDER BY position
+"""
+
+_SESSIONS = """
+    SELECT session_id, next_position FROM agentmem.agentmem_sessions WHERE session_id > $1 ORDER BY session_id LIMIT $2
+"""
+
+_COUNT_ITEMS = "SELECT sum(next_position)::bigint FROM agentmem.agentmem_sessions"
+
+_PAGE_OF_SESSIONS = """
+    SELECT session_id, next_position FROM agentmem.agentmem_sessions
+    WHERE session_id > $1 AND ($2::text IS NULL OR session_id <= $2) ORDER BY session_id
+"""
+
+_PAGE_OF_ITEMS = """
+    SELECT session_id, position, convert_to(item, 'UTF8')
+    FROM (
+        SELECT
+            session_id, position, item,
+            sum(octet_length(item)) OVER (ORDER BY session_id, position) - octet_length(item) AS before
+        FROM (
+            SELECT session_id, position, item FROM agentmem.agentmem_items WHERE (session_id, position) > ($1, $2)
+            ORDER BY session_id, position LIMIT $3
+        ) AS slice
+    ) AS measured
+    WHERE before < $4 ORDER BY session_id, position
+"""
+
+
+class Statements:
+    """The SQL of all reads and writes, on the tables in one schema."""
+
+    def __init__(self, schema: str) -> None:
+        self._schema = quoted(schema)
+        # Writes
+        self.append = self.in_schema(_APPEND)
+        self.claim = self.in_schema(_CLAIM)
+        self.forget_writers = self.in_schema(_FORGET_WRITERS)
+        self.lock = self.in_schema(_LOCK)
+        self.held = self.in_schema(_HELD)
+        self.cut = self.in_schema(_CUT)
+        self.clear = self.in_schema(_CLEAR)
+        # Reads
+        self.newest_joined = self.in_schema(_NEWEST_JOINED)
+        self.rows_below = self.in_schema(_ROWS_BELOW)
+        self.rows_from = self.in_schema(_ROWS_FROM)
+        self.sessions = self.in_schema(_SESSIONS)
+        # A check
+        self.count_items = self.in_schema(_COUNT_ITEMS)
+        self.page_of_sessions = self.in_schema(_PAGE_OF_SESSIONS)
+        self.page_of_items = self.in_schema(_PAGE_OF_ITEMS)
+
+    def in_schema(self, sql: str) -> str:
+        """SQL that names the tables as ``agentmem.agentmem_…``, with the schema's own name."""
+        return sql.replace("agentmem.", f"{self._schema}.")
+
+
+def quoted(name: str) -> str:
+    """A name as SQL writes it."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def append_values(appends: Iterable[tuple[str, Sequence[str]]]) -> tuple[list[str], str, list[str], str, list[str]]:
+    """The values of the ``append`` statement, after those of ``claim``.
+
+    Args:
+        appends: session id and rows of each; a session may come more than once.
+
+    Returns:
+        The sessions, and how many rows each gets; then of each row its session, its distance from the session's new
+        end, and its text.
+    """
+    appends = list(appends)
+    sizes: dict[str, int] = {}
+    for session_id, rows in appends:
+        sizes[session_id] = sizes.get(session_id, 0) + len(rows)
+    left = dict(sizes)
+    session_ids: list[str] = []
+    before_end: list[int] = []
+    texts: list[str] = []
+    for session_id, rows in appends:
+        end, size = left[session_id], len(rows)
+        left[session_id] = end - size
+        session_ids += [session_id] * size
+        before_end += range(end, end - size, -1)
+        texts += rows
+    return list(sizes), array(sizes.values()), session_ids, array(before_end), texts
+
+
+def array(numbers: Iterable[int]) -> str:
+    """An array of numbers as PostgreSQL reads it.
+
+    For a list, asyncpg would first ask the server what ``bigint[]`` is, on each new connection, and leave a setting
+    behind on it (``jit``), which behind PgBouncer may be another client's next.
+    """
+    return "{" + ",".join(map(str, numbers)) + "}"
+
+
+def milliseconds(seconds: float) -> str:
+    """A time limit as PostgreSQL's settings take it; at least 1 ms, because 0 would mean no limit."""
+    return f"{max(1, int(seconds * 1000))}ms"

@@ -1,0 +1,72 @@
+"""PostgreSQL URLs: agentmem's own options, the password, the hosts, and which database a URL leads to."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable
+from urllib.parse import parse_qsl, urlsplit
+
+OWN_OPTIONS = ("schema", "statement_cache_size")
+"""The options of a URL that are agentmem's. asyncpg would take them for settings of the server."""
+
+
+def split_options(url: str) -> tuple[str, dict[str, str]]:
+    """Take agentmem's own options out of a URL.
+
+    Returns:
+        The URL without them, for asyncpg; and the options.
+
+    Raises:
+        ValueError: asyncpg would not take the URL.
+    """
+    base, mark, query = url.partition("?")
+    _check_ports(base)
+    options: dict[str, str] = {}
+    rest: list[str] = []
+    for option in query.split("&") if query else []:
+        if not re.match("[^=]+=", option):
+            raise ValueError(f"the options of {without_password(url)} are name=value, joined by &")
+        ((name, value),) = parse_qsl(option, keep_blank_values=True)
+        if name in OWN_OPTIONS:
+            options[name] = value
+        else:
+            rest.append(option)
+    return base + (mark + "&".join(rest) if rest else ""), options
+
+
+def without_password(url: str) -> str:
+    """The URL for messages: without its password and its options."""
+    scheme, _, rest = url.partition("?")[0].partition("://")
+    user, at, location = rest.rpartition("@")  # the last one: a character that was not escaped is the password's
+    return f"{scheme}://{user.partition(':')[0]}{at}{location}"
+
+
+def rotate_hosts(url: str, by: int) -> tuple[str, int]:
+    """The URL with its hosts rotated by so many places, so that another one is tried first; and how many it has."""
+    scheme, mark, rest = url.partition("://")
+    authority = re.match("[^/?]*", rest)
+    assert authority is not None
+    user, at, hosts = authority[0].rpartition("@")
+    names = hosts.split(",")
+    first = by % len(names)
+    rotated = ",".join(names[first:] + names[:first])
+    return f"{scheme}{mark}{user}{at}{rotated}{rest[authority.end() :]}", len(names)
+
+
+def address(url: str) -> Hashable:
+    """Which database a URL leads to: equal for URLs that only connect to it in different ways. Holds no password."""
+    parts = urlsplit(url)
+    user, _, hosts = parts.netloc.rpartition("@")
+    options = sorted(pair for pair in parse_qsl(parts.query) if pair[0] in ("host", "port", "database", "dbname"))
+    return (hosts, parts.path.strip("/") or user.partition(":")[0], *options)  # PostgreSQL's default: the user's name
+
+
+def _check_ports(url: str) -> None:
+    for host in urlsplit(url).netloc.rpartition("@")[2].split(","):
+        port = host.rpartition("]")[2].partition(":")[2]
+        if port and not (re.fullmatch("[0-9]{1,5}", port) and int(port) < 2**16):
+            # The message does not quote the port: it may be a piece of a password.
+            raise ValueError(
+                "a port in the URL is no number below 65536; in the user and the password, "
+                "write / ? # @ : % as %2F %3F %23 %40 %3A %25"
+            )

@@ -1,0 +1,164 @@
+"""The write operations, and how a group of them is carried out in one transaction, exactly once.
+
+Rules kept here:
+
+- A group of appends to any number of sessions is one statement, and so one transaction and one round trip.
+- Positions come from the session's row, which the append updates first; its lock keeps other writers of the session
+  waiting. Every group takes these locks in the order of session ids, so no two groups wait for each other.
+- Each writer numbers its transactions, and each transaction begins by storing its number (``agentmem_writers``). Where
+  a connection is lost before the answer came, the same is sent again on a new one, with the same number: it waits for
+  the first attempt, if that is still under way, and does nothing if that was committed.
+- An item is stored as the text that it came as: ``jsonb`` would reorder keys and refuse ``\\u0000``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+from uuid import UUID, uuid4
+
+from ..base import Reading
+from .connection import BoundedConnection
+from .lane import Lane
+from .reads import Feeder
+from .statements import Statements, append_values, milliseconds
+
+LOCK_TIMEOUT_S = 0.2
+"""How long a group waits for a lock of another connection's, in seconds. After that, the writes that need no wait go
+without the others."""
+
+IDLE_IN_TRANSACTION_TIMEOUT_S = 5.0
+"""How long the server waits for the next statement of a transaction that holds a session, in seconds, before it ends
+the connection: else a process that was stopped in a pop would hold the session for as long as it is stopped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    """Add rows to a session."""
+
+    session_id: str
+    rows: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Pop:
+    """Read a session's newest rows and remove them."""
+
+    session_id: str
+    reading: Reading[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Clear:
+    """Remove a session."""
+
+    session_id: str
+
+
+Write = Append | Pop | Clear
+
+
+Claim = tuple[str, str, UUID, int]
+"""The values of the ``claim`` statement: two time limits, the writer, and the transaction's number."""
+
+
+def kind_of(write: Write) -> str | None:
+    """Equal for writes that can share a transaction; None for one that cannot."""
+    return None if isinstance(write, Pop) else type(write).__name__
+
+
+def size_bytes(write: Write) -> int:
+    """How long the rows of a write are, about."""
+    return sum(map(len, write.rows)) if isinstance(write, Append) else 0
+
+
+class Writer:
+    """A lane that writes, and numbers its transactions.
+
+    Args:
+        lane: its connections.
+        statements: of the database.
+        feeder: feeds what a pop reads.
+        busy_timeout_s: how long a call may wait for a lock.
+    """
+
+    def __init__(self, lane: Lane, statements: Statements, feeder: Feeder, busy_timeout_s: float) -> None:
+        self.lane = lane
+        self._statements = statements
+        self._feeder = feeder
+        self._busy_timeout_s = busy_timeout_s
+        self._id = uuid4()
+        self._number = 0  # of its newest transaction
+
+    async def write(self, writes: Sequence[Write]) -> Sequence[object]:
+        """Carry out writes with one :func:`kind_of` in one transaction, exactly once.
+
+        Returns:
+            The result of each: what a pop read, else None.
+
+        Raises:
+            GaveUp: no connection could do it in time.
+            asyncpg.PostgresError: nothing was written; ``LOCK_NOT_AVAILABLE`` where another connection holds one of the
+                sessions for longer than `LOCK_TIMEOUT_S`.
+        """
+        if not self._number:  # with its first write; what such old writers have sent is long since settled
+            await self.lane.run(lambda connection: connection.execute(self._statements.forget_writers))
+        self._number += 1
+        lock_timeout_s = min(LOCK_TIMEOUT_S, self._busy_timeout_s)
+        claim: Claim = (
+            milliseconds(lock_timeout_s),
+            milliseconds(IDLE_IN_TRANSACTION_TIMEOUT_S),
+            self._id,
+            self._number,
+        )
+        first = writes[0]
+        if isinstance(first, Pop):
+            return [await self.lane.run(partial(self._pop, claim, first))]
+        if isinstance(first, Clear):
+            await self.lane.run(partial(self._clear, claim, [write.session_id for write in writes]))
+        else:
+            appends = cast("Sequence[Append]", writes)
+            values = append_values((append.session_id, append.rows) for append in appends)
+            await self.lane.run(partial(self._append, claim, values))
+        return [None] * len(writes)
+
+    async def held_among(self, session_ids: Iterable[str]) -> set[str]:
+        """Which of these sessions other connections hold; one that another connection is just creating is not seen.
+
+        Raises:
+            GaveUp, asyncpg.PostgresError: it could not be found out.
+        """
+        ids = list(set(session_ids))
+        rows = await self.lane.run(lambda connection: connection.fetch(self._statements.held, ids))
+        return {session_id for (session_id,) in rows}
+
+    async def _append(self, claim: Claim, values: Sequence[object], connection: BoundedConnection) -> None:
+        connection.commit_sent = True  # the statement commits by itself
+        await connection.execute(self._statements.append, *claim, *values)
+
+    async def _clear(self, claim: Claim, ids: Sequence[str], connection: BoundedConnection) -> None:
+        async with self._claimed(connection, claim) as is_new:
+            # Only those that were there to be locked: another connection may be creating one of the others right now.
+            if is_new and (locked := await connection.fetch(self._statements.lock, ids)):
+                await connection.execute(self._statements.clear, [session_id for (session_id,) in locked])
+
+    async def _pop(self, claim: Claim, pop: Pop, connection: BoundedConnection) -> object:
+        reading = pop.reading
+        async with self._claimed(connection, claim) as is_new:
+            if is_new:
+                reading.restart()  # an earlier attempt was rolled back; what it read may be gone
+            if is_new and await connection.fetch(self._statements.lock, [pop.session_id]):
+                await self._feeder.feed(connection, pop.session_id, reading)
+                if reading.oldest is not None:
+                    await connection.execute(self._statements.cut, pop.session_id, reading.oldest)
+        return reading.result()  # of the attempt that was committed
+
+    @asynccontextmanager
+    async def _claimed(self, connection: BoundedConnection, claim: Claim) -> AsyncIterator[bool]:
+        """A transaction that has stored its number; False where an earlier attempt with this number was committed."""
+        async with connection.transaction("READ COMMITTED"):
+            yield bool(await connection.fetchval(self._statements.claim, *claim))
+            connection.commit_sent = True
