@@ -18,6 +18,7 @@ from ..errors import AgentMemError, SessionClosedError
 from .base import Engine
 from .batching import Batcher
 from .pools import Leases, LoopPool, close_unused
+from .readings import ReadingFailed
 
 P = TypeVar("P", bound=LoopPool)
 W = TypeVar("W")
@@ -73,7 +74,7 @@ class PooledEngine(Engine, Generic[P]):
         try:
             await self.open_pool(pool)
         except BaseException as error:
-            await self._leases.let_go(pool)  # a later call leases again
+            await self._leases.release(pool)  # a later call leases again
             self.raise_mapped(error)
 
     async def submit(self, batcher: Batcher[W], work: W, session_id: str | None = None) -> Any:
@@ -84,7 +85,9 @@ class PooledEngine(Engine, Generic[P]):
         return job.result
 
     def raise_mapped(self, error: BaseException, session_id: str | None = None) -> NoReturn:
-        """Raise agentmem's error for `error`."""
+        """Raise agentmem's error for `error`; what a reading raised, as it is."""
+        if isinstance(error, ReadingFailed):
+            raise error.error
         mapped = self.map_error(error, session_id)
         if mapped is error:
             raise error
@@ -92,7 +95,7 @@ class PooledEngine(Engine, Generic[P]):
 
     async def close(self) -> None:
         self._is_closed = True
-        unused = self._leases.give_back()
+        unused = self._leases.release_all()
         if unused or self.has_more_to_close():
             await despite_cancellation(self.close_pools(unused))
 

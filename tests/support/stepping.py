@@ -14,6 +14,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
+from exhaustive import exhaustive
 
 try:
     import uvloop
@@ -58,7 +59,7 @@ class CycleLoop(_Loop):
                 raise ValueError("Python before 3.12 has no eager tasks")
             # anyio knows asyncio's factory, and starts its own tasks later under it; under another it fails.
             own = isinstance(self, asyncio.SelectorEventLoop)
-            self.set_task_factory(getattr(asyncio, "eager_task_factory") if own else _start_eagerly)  # noqa: B009  see there
+            self.set_task_factory(asyncio.eager_task_factory if own else _start_eagerly)
 
     # The ignores: any arguments are passed on, which typeshed says with type variables.
     def call_soon(self, callback: Any, *args: Any, context: Any = None) -> asyncio.Handle:  # type: ignore[override]
@@ -114,7 +115,7 @@ class CycleLoop(_Loop):
 
 def _start_eagerly(loop: Any, work: Any, *, eager_start: bool | None = None, **options: Any) -> Any:
     # uvloop 0.23 passes eager_start on, which asyncio's own factory takes from Python 3.13.3 on.
-    return getattr(asyncio, "eager_task_factory")(loop, work, **options)  # noqa: B009  mypy checks for 3.10, too
+    return getattr(asyncio, "eager_task_factory")(loop, work, **options)  # noqa: B009  mypy checks for 3.11, too
 
 
 class AsyncioCycleLoop(CycleLoop, asyncio.SelectorEventLoop):
@@ -155,10 +156,16 @@ def cycle_loops(*, times: int = 1, eager: bool = False, kind: str = "asyncio", m
 TASK_FACTORIES = [False, True] if sys.version_info >= (3, 12) else [False]
 """For ``eager=``: whether tasks begin to run where they are created, which Python 3.12 introduced."""
 
+_PLAINEST, _LEAST_ALIKE = ("asyncio", False), ([*LOOPS][-1], TASK_FACTORIES[-1])
+
 on_every_loop = pytest.mark.parametrize(
     ("kind", "eager"),
     [
-        pytest.param(kind, eager, id=f"{kind}, eager tasks" if eager else kind)
-        for kind, eager in itertools.product(LOOPS, TASK_FACTORIES)
+        pytest.param(
+            *loop,
+            id=f"{loop[0]}, eager tasks" if loop[1] else loop[0],
+            marks=() if loop in (_PLAINEST, _LEAST_ALIKE) else exhaustive,
+        )
+        for loop in itertools.product(LOOPS, TASK_FACTORIES)
     ],
 )

@@ -5,8 +5,9 @@ from __future__ import annotations
 from functools import partial
 
 from ...checking import Checker, CheckReport, Progress, SortedFeed
+from ..readings import SLICE_BYTES
 from .connection import BoundedConnection
-from .reads import SLICE_BYTES, Feeder
+from .reads import Feeder
 from .statements import Statements
 
 PAGE_ROWS = 2048

@@ -8,6 +8,7 @@ from typing import Any
 
 import anyio
 import pytest
+from exhaustive import cases
 from in_postgres import all_stored, connections, left_open, locked, wait_for_waiters
 from postgres_server import PostgresServer
 from processes import holdings, holds_again
@@ -64,11 +65,15 @@ CALLS: dict[str, tuple[Call, set[str], dict[str, list[Item]]]] = {
 
 # SQLite's tests go through every loop and kind of task with the same queue.
 @pytest.mark.parametrize(
-    ("is_used", "kind", "eager"),
-    [(False, "asyncio", False), (True, [*LOOPS][-1], TASK_FACTORIES[-1])],
-    ids=["first use", "later use"],
+    ("name", "is_used", "kind", "eager"),
+    cases(
+        [
+            *((name, False, "asyncio", False) for name in CALLS),
+            *((name, True, [*LOOPS][-1], TASK_FACTORIES[-1]) for name in CALLS),
+        ],
+        quick=lambda case: case[:2] in [("append", False), ("append to many", True), ("pop", True), ("read", True)],
+    ),
 )
-@pytest.mark.parametrize("name", CALLS)
 def test_a_call_that_is_cancelled_at_any_moment_is_carried_out_or_not_and_leaves_nothing_behind(
     postgres: PostgresServer, name: str, is_used: bool, kind: str, eager: bool
 ) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 from endings import FORK_IMPORTS
+from exhaustive import cases
 from postgres_database import PostgresDatabase
 from processes import STRICT, SUPPORT, Child, needs_fork
 from test_postgres_lifecycle import IMPORTS, ONE
@@ -98,11 +99,14 @@ if child := os.fork():
 @needs_fork
 @pytest.mark.parametrize(
     ("name", "flags"),
-    [
-        *((name, STRICT) for name in FORKS),
-        ("async, between two calls on a loop that the child lets be collected", ()),
-        ("a child that ends by itself", ()),
-    ],
+    cases(
+        [
+            *((name, STRICT) for name in FORKS),
+            ("async, between two calls on a loop that the child lets be collected", ()),
+            ("a child that ends by itself", ()),
+        ],
+        quick=lambda case: case[1] and case[0] in ("async, from a running loop", "a child that ends by itself"),
+    ),
 )
 def test_after_a_fork_the_child_has_connections_of_its_own_and_the_parent_goes_on_with_those_that_it_had(
     database: PostgresDatabase, name: str, flags: Sequence[str]
@@ -186,7 +190,7 @@ sys.stdin.readline()
 """
 
 
-@pytest.mark.parametrize("name", LOOPS)
+@pytest.mark.parametrize("name", cases(LOOPS, quick=lambda name: name == "a loop that is closed and no more"))
 def test_many_event_loops_one_after_the_other_leave_no_connection_but_those_of_the_last(
     database: PostgresDatabase, name: str
 ) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 from endings import ENDINGS, imports
+from exhaustive import cases
 from postgres_database import PostgresDatabase
 from processes import STRICT, Child, run_quietly
 from waiting import wait_until
@@ -36,9 +37,21 @@ session.add_items([one])
 }
 
 
+QUICK = {"sync", "sync, from a daemon thread that never ends", "async", "async, with calls in flight"}
+"""SQLite's tests take all of them."""
+
+
 @pytest.mark.parametrize(
     ("name", "flags"),
-    [*((name, STRICT) for name in SCRIPTS), ("sync", ()), ("async", ()), ("async, two loops one after the other", ())],
+    cases(
+        [
+            *((name, STRICT) for name in SCRIPTS),
+            ("sync", ()),
+            ("async", ()),
+            ("async, two loops one after the other", ()),
+        ],
+        quick=lambda case: case[1] and case[0] in QUICK,
+    ),
 )
 def test_a_script_that_closes_nothing_ends_silently_with_everything_stored(
     database: PostgresDatabase, name: str, flags: Sequence[str]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any
 
 import pytest
+from exhaustive import cases
 from in_postgres import all_stored, connected, left_open, numbered, stored, until
 from postgres_server import PostgresServer
 from tcp_proxy import TcpProxy
@@ -71,8 +73,13 @@ class Load:
         assert all_stored(server) == expected
 
 
-@pytest.mark.parametrize("way", ["fast", "immediate", "kill -9"])
-@pytest.mark.parametrize("flush", ["on", "off"])
+@pytest.mark.parametrize(
+    ("way", "flush"),
+    cases(
+        itertools.product(["fast", "immediate", "kill -9"], ["on", "off"]),
+        quick=lambda case: case in [("fast", "off"), ("kill -9", "on")],
+    ),
+)
 async def test_a_server_that_is_restarted_under_load_loses_and_doubles_nothing_and_no_call_fails(
     postgres: PostgresServer, way: str, flush: str
 ) -> None:
@@ -293,6 +300,7 @@ async def test_where_no_server_may_be_written_to_as_the_url_asks_for_that_is_an_
         await store.close()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("way", ["two hosts", "one address"])
 @pytest.mark.usefixtures("private_postgres")  # which skips it where there is no PostgreSQL
 async def test_when_a_standby_takes_over_all_that_was_acknowledged_is_there_and_appends_go_on(way: str) -> None:

@@ -27,7 +27,7 @@ pytest.importorskip("asyncpg", reason="asyncpg is not installed")
 
 import asyncpg
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.exhaustive]
 
 ONE: Item = {"role": "user", "content": "one"}
 

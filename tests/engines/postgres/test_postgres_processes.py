@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from pathlib import Path
+from typing import Any
 
+import pytest
 from killing import Batch, whole_batches
 from postgres_database import PostgresDatabase
 from processes import SUPPORT, Child, needs_fork, run_quietly
@@ -26,20 +29,25 @@ import agentmem.engines.postgres.engine  # which processes that begin at the sam
 url = sys.argv[1]
 
 def together(work, processes):
-    # The end of the pipe comes to all of them at once.
+    # The end of the pipe comes to all of them at once. What they return goes to a file each: a pipe would mix it.
     start_line, go = os.pipe()
     def wait_and_work(number):
         os.close(go)
         os.read(start_line, 1)
-        work(number)
+        told = work(number)
+        if told is not None:
+            with open(f"{sys.argv[3]}/{number}", "x") as file:
+                json.dump(told, file)
     children = [start(lambda: wait_and_work(number)) for number in range(processes)]
     os.close(go)
     for child in children:
         wait_for(child)
 """
 
+ATTEMPTS = 3
+
 OPENING = """
-for attempt in range(5):
+for attempt in range(int(sys.argv[3])):
     def add(number):
         store = SessionStore(url + f"_{attempt}")
         if number % 2:
@@ -54,8 +62,8 @@ def test_an_empty_database_that_8_processes_open_at_once_is_made_once_and_none_o
 ) -> None:
     # The schema's name comes last, so that each attempt has an empty one.
     url = f"{database.url}?schema=attempt"
-    assert run_quietly(TOGETHER + OPENING, url, SUPPORT, flags=FORKING) == ""
-    for attempt in range(5):
+    assert run_quietly(TOGETHER + OPENING, url, SUPPORT, str(ATTEMPTS), flags=FORKING) == ""
+    for attempt in range(ATTEMPTS):
         assert database.sql(f"SELECT version FROM attempt_{attempt}.agentmem_schema") == str(SCHEMA_VERSION)
         numbers = [item["number"] for item in database.stored("shared", f"attempt_{attempt}")]
         assert sorted(numbers) == list(range(8))
@@ -84,18 +92,25 @@ def work(writer):
             await asyncio.gather(append(session, 0), append(session, 1), pop(session), read(store.session("shared")))
 
     asyncio.run(main())
-    os.write(1, (json.dumps([popped, reads]) + "\\n").encode())
+    return [popped, reads]
 
 together(work, 5)
 """
 
 
+def told(folder: Path) -> list[Any]:
+    """What each of five processes returned."""
+    files = sorted(folder.iterdir())
+    assert [file.name for file in files] == list("01234")
+    return [json.loads(file.read_text()) for file in files]
+
+
+@pytest.mark.exhaustive
 def test_appends_and_pops_of_several_processes_give_each_item_once_and_keep_batches_whole_and_in_order(
-    database: PostgresDatabase,
+    database: PostgresDatabase, tmp_path: Path
 ) -> None:
-    output = run_quietly(TOGETHER + APPENDING_AND_POPPING, database.url, SUPPORT, flags=FORKING)
-    of_processes = [json.loads(line) for line in output.splitlines()]
-    assert len(of_processes) == 5
+    assert run_quietly(TOGETHER + APPENDING_AND_POPPING, database.url, SUPPORT, tmp_path, flags=FORKING) == ""
+    of_processes = told(tmp_path)
     left = database.stored("shared")
     popped = [item for pops, _ in of_processes for item in pops if item is not None]
     assert popped
@@ -132,17 +147,18 @@ def work(writer):
             await asyncio.gather(append(session, 0), append(session, 1), clear(session))
 
     asyncio.run(main())
-    os.write(1, (json.dumps(reads) + "\\n").encode())
+    return reads
 
 together(work, 5)
 """
 
 
+@pytest.mark.exhaustive
 def test_clears_of_several_processes_never_cut_a_batch_and_what_comes_after_the_last_is_all_there(
-    database: PostgresDatabase,
+    database: PostgresDatabase, tmp_path: Path
 ) -> None:
-    output = run_quietly(TOGETHER + CLEARING, database.url, SUPPORT, flags=FORKING)
-    reads = [items for line in output.splitlines() for items in json.loads(line)]
+    assert run_quietly(TOGETHER + CLEARING, database.url, SUPPORT, tmp_path, flags=FORKING) == ""
+    reads = [items for of_process in told(tmp_path) for items in of_process]
     assert len(reads) == 5 * 15
     for items in (*reads, database.stored("shared")):
         check_order(list(whole_batches("shared", items)), has_gaps=False)
@@ -175,6 +191,7 @@ together(work, 4)
 """
 
 
+@pytest.mark.exhaustive
 def test_each_process_has_as_many_connections_as_are_documented_and_never_one_more(database: PostgresDatabase) -> None:
     # The server counts, at every moment: it refuses the connection that would be one too many, and says so.
     most, said = 4 * (WRITERS + READERS), len(database.server.log())

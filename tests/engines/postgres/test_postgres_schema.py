@@ -265,6 +265,7 @@ def standby(postgres_server: PostgresServer) -> Iterator[Standby]:
         yield following
 
 
+@pytest.mark.exhaustive
 async def test_a_standby_serves_reads_and_refuses_writes_by_name(
     postgres_server: PostgresServer, standby: Standby
 ) -> None:

@@ -15,6 +15,8 @@ from processes import SUPPORT, Child
 from tcp_proxy import TcpProxy
 from waiting import WAIT_S, wait_until
 
+pytestmark = pytest.mark.exhaustive
+
 _STARTUP = b"\x00\x00\x00\x25\x00\x03\x00\x00user\x00agentmem\x00database\x00test\x00\x00"
 
 
