@@ -1,14 +1,14 @@
 """Conversation memory for agents: sessions that are stored durably and replayed exactly.
 
-The classes, by how you call them::
+The classes for async and for sync code::
 
-    await       AsyncSQLiteSession, AsyncPostgresSession   AsyncSessionStore   Runner.run, Runner.run_streamed
-    plain       SQLiteSession, PostgresSession             SessionStore        Runner.run_sync
+    async       AsyncSQLiteSession, AsyncPostgresSession   AsyncSessionStore   Runner.run, Runner.run_streamed
+    sync        SQLiteSession, PostgresSession             SessionStore        Runner.run_sync
 
-What each promises stands in its docstring, and all together in the README. Errors: ``agentmem.errors``.
-``agentmem.__version__`` says which version this is.
+Their docstrings say what each does and raises; the README has the promises. ``agentmem.errors`` has every error, and
+``agentmem.__version__`` the version.
 
-Each name is loaded when it is first used, so a program that only stores sessions does not load the Runner.
+Each name is loaded when it is first used. So a program that only stores sessions does not load the Runner.
 """
 
 from importlib import import_module
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .sync import PostgresSession, Session, SessionStore, SQLiteSession
     from .version import __version__ as __version__
 
-_HOMES = {
+_NAMES_OF_MODULES = {
     "errors": ("AgentMemError",),
     "replay": ("SessionSettings",),
     "runner": ("Agent", "RunConfig", "RunContext", "RunResult", "RunStream", "Runner", "TextDelta", "function_tool"),
@@ -36,7 +36,7 @@ _HOMES = {
     "version": ("__version__",),
 }
 _MODULES = {"errors", "items", "runner"}
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+_MODULE_OF_NAME = {name: module for module, names in _NAMES_OF_MODULES.items() for name in names}
 
 __all__ = [
     "Agent",
@@ -60,15 +60,15 @@ __all__ = [
 ]
 
 
-if not TYPE_CHECKING:  # a type checker would take any name for one that there is
+if not TYPE_CHECKING:  # with this function, a type checker would accept any name
 
     def __getattr__(name: str) -> object:
         if name in _MODULES:
             return import_module(f".{name}", __name__)
-        if name not in _HOME_OF:
+        if name not in _MODULE_OF_NAME:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = getattr(import_module(f".{_HOME_OF[name]}", __name__), name)
-        globals()[name] = value  # so that this is asked once
+        value = getattr(import_module(f".{_MODULE_OF_NAME[name]}", __name__), name)
+        globals()[name] = value  # found there from now on, without this function
         return value
 
 

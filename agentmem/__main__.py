@@ -1,4 +1,4 @@
-"""``python -m agentmem`` is the ``agentmem`` command."""
+"""Runs the ``agentmem`` command for ``python -m agentmem``."""
 
 from .cli import main
 

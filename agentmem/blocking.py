@@ -23,7 +23,7 @@ from typing import Any, Generic, ParamSpec, TypeVar
 import anyio
 from anyio.from_thread import BlockingPortal
 
-from .lifecycle import around_fork, watch, when_program_ends
+from .lifecycle import around_fork, register_own_thread, when_program_ends
 
 INTERRUPT_CHECK_S = 0.2
 """The longest time until an interrupted call notices the interrupt."""
@@ -137,7 +137,7 @@ class BackgroundLoop:
                     # which can be during the shutdown of the interpreter, when daemon threads no longer run. A portal
                     # in the frames of a daemon thread is never collected.
                     thread = threading.Thread(target=_run_loop, args=(started,), name="agentmem-loop", daemon=True)
-                    watch(thread)
+                    register_own_thread(thread)
                     thread.start()
                     loop = started.result()
                     self.thread_id = thread.ident

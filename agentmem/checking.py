@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from .items import decode_item
 
-MOST_PROBLEMS = 100
+MAX_PROBLEMS = 100
 """How many problems a report describes; the others are only counted."""
 
 Progress = Callable[[int, int], None]
@@ -59,11 +59,11 @@ class CheckReport:
     problems: tuple[Problem, ...]
 
 
-class Checking:
-    """A check under way. It is fed one session after the other, each with its rows by ascending position.
+class Checker:
+    """Checks the sessions that an engine feeds to it, one after the other, each with its rows by ascending position.
 
     Args:
-        progress: called in the thread that feeds the check.
+        progress: called in the thread that feeds the checker.
     """
 
     def __init__(self, progress: Progress | None = None) -> None:
@@ -77,12 +77,12 @@ class Checking:
         self._next_position = 0
         self._first_above_length: int | None = None  # the first position at or above the length
 
-    def expect(self, items: int) -> None:
+    def expect_items(self, count: int) -> None:
         """Set how many items there will be. It is used for the progress only."""
-        self._expected_items = items
+        self._expected_items = count
         self._report_progress()
 
-    def damage(self, what: str) -> None:
+    def add_damage(self, what: str) -> None:
         """Add a problem of the database itself."""
         self._add_problem(Problem(what))
 
@@ -99,7 +99,7 @@ class Checking:
             stored = "not a whole number" if length is None else length
             self._add_problem(Problem(f"its next position is {stored}", session_id))
 
-    def row(self, position: int, data: bytes) -> None:
+    def add_row(self, position: int, data: bytes) -> None:
         """Check a row of the session."""
         self._add_missing_below(position)
         self._next_position = position + 1
@@ -111,7 +111,7 @@ class Checking:
         except ValueError as error:
             self._add_problem(Problem(f"cannot be read: {error}", self._session_id, position))
 
-    def unreadable(self, first: int, last: int, why: str) -> None:
+    def add_unreadable_rows(self, first: int, last: int, why: str) -> None:
         """Add that the database cannot read the session's rows from position `first` to `last`.
 
         There need not be a row at each of these positions. Those at or above the session's length are not reported.
@@ -152,7 +152,7 @@ class Checking:
 
     def _add_problem(self, problem: Problem) -> None:
         self._problem_count += 1
-        if len(self._problems) < MOST_PROBLEMS:
+        if len(self._problems) < MAX_PROBLEMS:
             self._problems.append(problem)
 
     def _report_progress(self) -> None:
@@ -160,18 +160,18 @@ class Checking:
             self._progress(self._items, max(self._items, self._expected_items))
 
 
-class Walk:
-    """Feeds a check from two lists, sessions and items, both in the order of the bytes of the session ids.
+class SortedFeed:
+    """Feeds a checker from two lists, sessions and items, both in the order of the bytes of the session ids.
 
     Items of a session that does not exist are a problem of the database.
     """
 
-    def __init__(self, checking: Checking) -> None:
-        self._checking = checking
+    def __init__(self, checker: Checker) -> None:
+        self._checker = checker
         self._current_id: str | None = None  # of the session that is being fed
         self._orphan_id = ""  # of the items without a session that were reported last
 
-    def take(self, sessions: Sequence[tuple[str, int]], items: Sequence[tuple[str, int, bytes]]) -> None:
+    def add(self, sessions: Sequence[tuple[str, int]], items: Sequence[tuple[str, int, bytes]]) -> None:
         """Feed the next part of both lists.
 
         Args:
@@ -186,25 +186,25 @@ class Walk:
                 self._begin_session(*next_session)
                 next_session = next(remaining, None)
             if session_id == self._current_id:
-                self._checking.row(position, data)
+                self._checker.add_row(position, data)
             else:
-                self._checking.count_item()
+                self._checker.count_item()
                 if session_id != self._orphan_id:
                     self._orphan_id = session_id
-                    self._checking.damage(f"items of session {session_id[:80]!r}, which does not exist")
+                    self._checker.add_damage(f"items of session {session_id[:80]!r}, which does not exist")
         for session in (next_session, *remaining):
             if session is not None:
                 self._begin_session(*session)
 
-    def end(self) -> None:
+    def finish(self) -> None:
         """End the last session: there are no more sessions and items."""
         if self._current_id is not None:
-            self._checking.end_session()
+            self._checker.end_session()
 
     def _begin_session(self, session_id: str, length: int) -> None:
-        self.end()
+        self.finish()
         self._current_id = session_id
-        self._checking.begin_session(session_id, length)
+        self._checker.begin_session(session_id, length)
 
 
 def _up_to(first: int, last: int) -> str:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import anyio
 
 from .arguments import check_session_id
-from .checking import MOST_PROBLEMS, Problem, Progress
+from .checking import MAX_PROBLEMS, Problem, Progress
 from .engines.base import Engine
 from .errors import StorageCorruptError
 from .reading import SLICE_ROWS, Row
@@ -146,7 +146,7 @@ class _DatabaseCopy:
             await session.run()
         except _SessionProblem as problem:
             self._problem_count += 1
-            if len(self._problems) < MOST_PROBLEMS:
+            if len(self._problems) < MAX_PROBLEMS:
                 self._problems.append(Problem(str(problem), session_id, problem.position))
         except Exception as error:
             return self._end_with_error(error, scope)

@@ -28,12 +28,12 @@ _lock = threading.Lock()
 def when_program_ends(callback: Callable[[], None]) -> None:
     """Register a callback for the time when the program's threads have ended and the interpreter has not yet.
 
-    Callbacks run in the reverse order of their registration. None runs if :func:`watch` was never called.
+    Callbacks run in the reverse order of their registration. None runs if :func:`register_own_thread` was never called.
     """
     _end_callbacks.append(callback)
 
 
-def watch(own_thread: threading.Thread) -> None:
+def register_own_thread(own_thread: threading.Thread) -> None:
     """Register a thread as agentmem's own, so that the program's end does not wait for it.
 
     It must be a daemon, or a callback of :func:`when_program_ends` must end it.

@@ -1,8 +1,8 @@
-"""Which version of agentmem this is.
+"""The version of agentmem.
 
-A checkout says it in its own pyproject.toml, also where it was not installed, or was installed before the version there
-changed. An installed package says it in the metadata of its distribution, which is called ``agentmem-sessions``: the
-distribution ``agentmem`` on the public package index is another project's.
+In a checkout, it is the version in pyproject.toml. (The metadata may be missing, or older than pyproject.toml.) In an
+installed package, it is the version in the metadata of the distribution. That is called ``agentmem-sessions``, because
+``agentmem`` on the public package index is another project.
 """
 
 from __future__ import annotations
@@ -12,27 +12,27 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 DISTRIBUTION = "agentmem-sessions"
-"""What pip installs agentmem as."""
+"""The name of the distribution that pip installs."""
 
 UNKNOWN = "0+unknown"
-"""Of a package that was copied without its metadata. A version that any other is newer than, in the form of PEP 440."""
+"""The version of a package that was copied without its metadata: valid by PEP 440, and older than any other."""
 
 
-def _of_checkout() -> str | None:
-    """The version in the pyproject.toml beside the package; None where there is none, or another project's."""
+def _checkout_version() -> str | None:
+    """The version in the pyproject.toml beside the package; None if there is none, or if it is another project's."""
     try:
         text = (Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8")
         project = tomllib.loads(text).get("project", {})
-    except (OSError, ValueError):  # there is none, or it is not TOML: then this is no checkout
+    except (OSError, ValueError):  # no such file, or not TOML: this is not a checkout
         return None
     return str(project["version"]) if project.get("name") == DISTRIBUTION else None
 
 
-def _of_distribution() -> str:
+def _distribution_version() -> str:
     try:
         return version(DISTRIBUTION)
     except PackageNotFoundError:
         return UNKNOWN
 
 
-__version__ = _of_checkout() or _of_distribution()
+__version__ = _checkout_version() or _distribution_version()

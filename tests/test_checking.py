@@ -8,22 +8,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentmem.checking import MOST_PROBLEMS, Checking, CheckReport, Problem
+from agentmem.checking import MAX_PROBLEMS, Checker, CheckReport, Problem
 
 ITEM = b'{"role": "user", "content": "one"}'
 
 
 def checked(end: int | None, positions: Iterable[int], session_id: str = "user_123", data: bytes = ITEM) -> CheckReport:
-    checking = Checking()
-    checking.begin_session(session_id, end)
+    checker = Checker()
+    checker.begin_session(session_id, end)
     for position in positions:
-        checking.row(position, data)
-    checking.end_session()
-    return checking.report()
+        checker.add_row(position, data)
+    checker.end_session()
+    return checker.report()
 
 
 def said(report: CheckReport) -> list[str]:
-    assert len(report.problems) == min(report.problem_count, MOST_PROBLEMS)
+    assert len(report.problems) == min(report.problem_count, MAX_PROBLEMS)
     return [str(problem) for problem in report.problems]
 
 
@@ -80,17 +80,17 @@ def test_a_session_id_is_shown_short_and_harmless_and_kept_whole() -> None:
 
 
 def test_what_the_database_does_not_give_is_said_once_and_only_up_to_the_session_s_end() -> None:
-    checking = Checking()
-    checking.begin_session("user_123", 10)
-    checking.row(0, ITEM)
-    checking.unreadable(2, 4, "malformed")
-    checking.row(5, ITEM)
-    checking.unreadable(7, 2**32 - 1, "malformed")
-    checking.end_session()
-    checking.begin_session("other", 0)
-    checking.unreadable(0, 2**32 - 1, "malformed")
-    checking.end_session()
-    assert said(checking.report()) == [
+    checker = Checker()
+    checker.begin_session("user_123", 10)
+    checker.add_row(0, ITEM)
+    checker.add_unreadable_rows(2, 4, "malformed")
+    checker.add_row(5, ITEM)
+    checker.add_unreadable_rows(7, 2**32 - 1, "malformed")
+    checker.end_session()
+    checker.begin_session("other", 0)
+    checker.add_unreadable_rows(0, 2**32 - 1, "malformed")
+    checker.end_session()
+    assert said(checker.report()) == [
         "session 'user_123', position 1: missing",
         "session 'user_123', position 2: cannot be read, up to position 4: malformed",
         "session 'user_123', position 6: missing",
@@ -99,23 +99,23 @@ def test_what_the_database_does_not_give_is_said_once_and_only_up_to_the_session
 
 
 def test_more_problems_than_anyone_reads_are_counted_and_not_kept() -> None:
-    checking = Checking()
-    for number in range(3 * MOST_PROBLEMS):
-        checking.damage(f"page {number}")
-    report = checking.report()
-    assert report.problem_count == 3 * MOST_PROBLEMS
-    assert report.problems == tuple(Problem(f"page {number}") for number in range(MOST_PROBLEMS))
+    checker = Checker()
+    for number in range(3 * MAX_PROBLEMS):
+        checker.add_damage(f"page {number}")
+    report = checker.report()
+    assert report.problem_count == 3 * MAX_PROBLEMS
+    assert report.problems == tuple(Problem(f"page {number}") for number in range(MAX_PROBLEMS))
 
 
 def test_progress_rises_to_the_number_of_items() -> None:
     told: list[tuple[int, int]] = []
-    checking = Checking(lambda done, of: told.append((done, of)))
-    checking.expect(5000)
-    checking.begin_session("user_123", 6000)
+    checker = Checker(lambda done, of: told.append((done, of)))
+    checker.expect_items(5000)
+    checker.begin_session("user_123", 6000)
     for position in range(6000):
-        checking.row(position, ITEM)
-    checking.end_session()
-    checking.report()
+        checker.add_row(position, ITEM)
+    checker.end_session()
+    checker.report()
     assert told[0] == (0, 5000)
     assert told[-1] == (6000, 6000)
     assert told == sorted(told)

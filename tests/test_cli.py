@@ -316,7 +316,7 @@ def test_chat_without_key_and_model_names_the_three_ways_out_and_stores_nothing(
 def test_chat_waits_for_a_busy_file_then_says_so_and_goes_on(
     tmp_path: Path, server: ResponsesServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agentmem.cli.SessionStore", partial(SessionStore, busy_timeout_s=0.1))
+    monkeypatch.setattr("agentmem.cli.conversations.SessionStore", partial(SessionStore, busy_timeout_s=0.1))
     database = tmp_path / "conversations.db"
     with SQLiteSession(database, session_id="default") as session:
         session.add_items([{"role": "user", "content": "My name is Alice."}])

@@ -13,7 +13,7 @@ import pytest
 from processes import Child
 
 from agentmem import AsyncSessionStore, SessionStore
-from agentmem.checking import MOST_PROBLEMS
+from agentmem.checking import MAX_PROBLEMS
 from agentmem.copying import PAGE_SESSIONS, SESSIONS_AT_ONCE, CopyReport, copy_sessions
 from agentmem.engines import ENGINES
 from agentmem.engines import open_engine as open_by_url
@@ -273,13 +273,13 @@ async def test_a_damaged_page_costs_the_session_that_it_is_of_and_no_other(files
 
 
 async def test_more_problems_than_anyone_reads_are_counted_and_not_kept(urls: tuple[str, str]) -> None:
-    sessions = {f"user_{number:03}": rows(0, 1) for number in range(MOST_PROBLEMS + 50)}
+    sessions = {f"user_{number:03}": rows(0, 1) for number in range(MAX_PROBLEMS + 50)}
     await fill(urls[0], sessions)
     await fill(urls[1], {session_id: [row(9)] for session_id in sessions})
     report = await copy(urls)
-    assert report.problem_count == MOST_PROBLEMS + 50
+    assert report.problem_count == MAX_PROBLEMS + 50
     named = [problem.session_id for problem in report.problems]
-    assert len(set(named)) == MOST_PROBLEMS
+    assert len(set(named)) == MAX_PROBLEMS
     assert named == sorted(named, key=str)
 
 

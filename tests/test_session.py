@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import sqlite3
 from collections.abc import Callable
 from typing import Any
 
@@ -57,6 +58,25 @@ async def test_a_handle_with_other_settings_is_one_on_the_same_session(make_sess
             session.with_settings({"limit": 1})  # type: ignore[arg-type]  # that is the point
     with pytest.raises(SessionClosedError):
         session.with_settings(None)
+
+
+@pytest.mark.parametrize("count", [1, 300], ids=["few rows", "many rows"])
+@pytest.mark.parametrize(
+    "error", [sqlite3.OperationalError("mine"), ConnectionError("mine"), TimeoutError("mine")], ids=repr
+)
+async def test_what_the_callers_own_function_raises_is_raised_as_it_is(
+    make_session: Make, error: Exception, count: int
+) -> None:
+    # These are what databases and servers raise, too: it must not be taken for their failure.
+    def count_tokens(item: Item) -> int:
+        raise error
+
+    async with make_session(settings=SessionSettings(max_tokens=10, count_tokens=count_tokens)) as session:
+        await session.add_items([HELLO] * count)
+        with pytest.raises(type(error)) as raised:
+            await session.get_items()
+        assert raised.value is error
+        assert len(await session.get_items(1000)) == count
 
 
 async def test_a_second_handle_continues_the_conversation(make_session: Make) -> None:

@@ -67,8 +67,16 @@ class Reading(Protocol[T_co]):
 class Engine(ABC):
     """One database, as one handle or store uses it. Making one does no I/O and opens nothing.
 
-    Every method but ``close`` raises :class:`~agentmem.errors.SessionClosedError` after ``close``, and
-    :class:`~agentmem.errors.StorageError` or one of its kinds when the database does not do its part.
+    Any number of tasks may call it at the same time, on any event loop. Every method but :meth:`close` raises
+
+    - :class:`~agentmem.errors.SessionClosedError` after :meth:`close`;
+    - :class:`~agentmem.errors.StorageBusyError` where a lock was held, or the server did not answer, for longer than
+      ``busy_timeout_s``;
+    - :class:`~agentmem.errors.StorageCorruptError` where the database is damaged, or is not one;
+    - :class:`~agentmem.errors.SchemaVersionError` where a newer agentmem wrote it;
+    - :class:`~agentmem.errors.StorageError` for whatever else the database could not do.
+
+    What a method raises beside these stands with it.
     """
 
     name: str
@@ -79,70 +87,114 @@ class Engine(ABC):
 
     @abstractmethod
     async def open(self) -> None:
-        """Connect, and create or upgrade the schema; the other methods do so by themselves."""
+        """Connect, and create or upgrade the schema. The other methods do that by themselves.
+
+        An engine that could not be opened holds nothing open, and its next call tries again.
+        """
 
     @abstractmethod
     async def append(self, session_id: str, rows: Sequence[str]) -> None:
-        """Append encoded items, oldest first, all or none; the first append creates the session."""
+        """Append encoded items, oldest first: all of them or none. The first append creates the session.
+
+        Appends of one event loop to one session are stored in the order in which they were called, whatever happens
+        to connections meanwhile. No rows write nothing and create nothing.
+
+        Raises:
+            StorageFullError: there is no room; nothing was written.
+        """
 
     @abstractmethod
     async def read(self, session_id: str, reading: Reading[T]) -> T:
-        """Feed the session's rows to `reading`, newest first and all from one state.
+        """Feed the session's rows to `reading`, newest first and all from one state; returns its result.
 
-        Off the event loop, but for ``feed_joined`` of a reading that ``is_short`` where the rows are few bytes.
+        Feeding happens off the event loop, except for ``feed_joined`` of a reading that ``is_short`` where the rows are
+        few bytes. A session that does not exist has no rows.
+
+        Raises:
+            Exception: what `reading` raises, as it is.
         """
 
     @abstractmethod
-    async def sessions(self, after: str | None, most: int) -> list[tuple[str, int]]:
-        """The next sessions by the bytes of their ids in UTF-8, each with its length: the position issued next.
+    async def sessions(self, after: str | None, limit: int) -> list[tuple[str, int]]:
+        """The next sessions in the order of the bytes of their ids in UTF-8, each with its length.
 
-        One that pops have emptied is there, with 0; one that was cleared is not. Each call sees one state, so that
-        what is added or cleared between two calls is seen or not by where it stands.
-
-        From the first session on, it creates nothing: StorageError where there is no database of agentmem's.
+        A session that pops have emptied is there, with length 0; one that was cleared is not. Each call sees one state:
+        a session that is added or cleared between two calls is seen, or not, by where its id stands.
 
         Args:
-            after: an id, which need not be there; None: from the first session on.
-            most: of sessions, 1 or more. Fewer than that are the last ones.
+            after: an id, which need not exist; None: from the first session on, which creates nothing.
+            limit: the largest number of sessions, 1 or more. Fewer are returned only at the end.
 
         Returns:
-            ``(session_id, length)`` each. Bytes of an id that are no UTF-8, as only damage makes them, are lone
+            ``(session_id, length)`` each. Bytes of an id that are not UTF-8, as only damage makes them, are lone
             surrogates (``surrogateescape``), and may come back as `after`.
+
+        Raises:
+            StorageError: `after` is None and there is no database of agentmem's.
         """
 
     @abstractmethod
-    async def rows(self, session_id: str, start: int, most: int) -> list[tuple[int, bytes]]:
+    async def rows(self, session_id: str, start: int, limit: int) -> list[tuple[int, bytes]]:
         """The session's rows from position `start` on, oldest first, as they are stored; all from one state.
 
         Args:
             start: the lowest position wanted, 0 or more.
-            most: of rows, 1 or more. Fewer may be returned where they are long together (an engine may stop at
-                some hundred kB), but none only where there is none.
+            limit: the largest number of rows, 1 or more. Fewer may be returned where the rows are long (an engine may
+                stop at some hundred kB), but none only where there is none.
 
         Returns:
-            ``(position, text)`` each: the text's bytes in UTF-8, corrupt or not. Nothing for a session that there is
-            not.
+            ``(position, text)`` each: the text's bytes in UTF-8, corrupt or not. Nothing for a session that does not
+            exist.
         """
 
     @abstractmethod
     async def pop(self, session_id: str, reading: Reading[T]) -> T:
-        """Read likewise inside a write, then remove every row from ``reading.oldest`` on (None: no row)."""
+        """As :meth:`read`, but inside a write, which then removes every row from ``reading.oldest`` on.
+
+        Where ``reading.oldest`` is None, no row is removed. The positions that were removed are issued again.
+
+        Raises:
+            StorageFullError: there is no room; nothing was removed.
+            Exception: what `reading` raises, as it is; nothing was removed.
+        """
 
     @abstractmethod
     async def clear(self, session_id: str) -> None:
-        """Remove the session with all that is stored for it; the next append starts at position 0."""
+        """Remove the session with everything that is stored for it; the next append starts at position 0.
+
+        Raises:
+            StorageFullError: there is no room; nothing was removed.
+        """
 
     @abstractmethod
     async def check(self, progress: Progress | None = None) -> CheckReport:
-        """What is wrong with the database, in one state of it; writes nothing, creates nothing, holds up no call."""
+        """What is wrong with the database, in one state of it. Writes nothing, creates nothing, holds up no call.
+
+        Args:
+            progress: told from time to time how far it is, in another thread than the event loop's.
+
+        Raises:
+            StorageError: there is no database of agentmem's, or the work was stopped because the program ends.
+            Exception: what `progress` raises, as it is.
+        """
 
     @abstractmethod
     async def backup(self, path: str | os.PathLike[str]) -> None:
-        """Copy one state of the database, with all that was acknowledged, to a new file; holds up no call."""
+        """Copy one state of the database, with everything that was acknowledged, to a new file; holds up no call.
+
+        Raises:
+            ValueError: `path` names no file.
+            StorageError: there is something at `path` already, or this engine makes no backups; the message names what
+                does. Nothing is left at `path`.
+            StorageFullError: there is no room for the copy. Nothing is left at `path`.
+        """
 
     @abstractmethod
     async def close(self) -> None:
-        """Let go of the database once the calls under way are done. Idempotent."""
+        """Let go of the database once the calls under way are done. Idempotent.
+
+        It closes also where it is cancelled; the cancellation is raised then.
+        """
 
 
 def check_busy_timeout(busy_timeout_s: object) -> None:

@@ -18,6 +18,7 @@ from ..errors import AgentMemError, SessionClosedError
 from .base import Engine
 from .batching import Batcher
 from .pools import Leases, LoopPool, close_unused
+from .readings import ReadingFailed
 
 P = TypeVar("P", bound=LoopPool)
 W = TypeVar("W")
@@ -84,7 +85,9 @@ class PooledEngine(Engine, Generic[P]):
         return job.result
 
     def raise_mapped(self, error: BaseException, session_id: str | None = None) -> NoReturn:
-        """Raise agentmem's error for `error`."""
+        """Raise agentmem's error for `error`; what a reading raised, as it is."""
+        if isinstance(error, ReadingFailed):
+            raise error.error
         mapped = self.map_error(error, session_id)
         if mapped is error:
             raise error

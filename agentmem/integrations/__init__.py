@@ -1,1 +1,1 @@
-"""One file per framework that agentmem fits into; none of them imports its framework before it is used."""
+"""Integrations: one file for each framework. None imports its framework before it is used."""

@@ -1,31 +1,33 @@
-"""Coming from the OpenAI Agents SDK: its own SQLite sessions by name and signature, on agentmem.
+"""The OpenAI Agents SDK's SQLite sessions, with the same names and signatures, on agentmem.
 
-Change the import, and nothing else::
+To move an application to agentmem, change only the import::
 
     from agents import SQLiteSession  # before
     from agents.extensions.memory import AsyncSQLiteSession  # before
     from agentmem.integrations.openai_agents import AsyncSQLiteSession, SQLiteSession
 
 The SDK need not be installed. On a file that the SDK wrote, the first use of a session takes over the history of all
-its sessions in one transaction: order, timestamps and text as they were, the SDK's own tables untouched, so that the
-SDK can still read the file. From then on agentmem's tables hold the conversation:
+sessions in one transaction, with its order, times and texts. It does not change the SDK's tables, so the SDK can still
+read the file. From then on, the conversations are in agentmem's tables:
 
-- What the SDK appends later is appended to the sessions when the next handle is first used, after what agentmem has
-  added meanwhile. A handle that is in use does not look again.
-- What the SDK pops or clears later stays in agentmem: what is gone does not tell why. Nothing that was popped or
-  cleared in agentmem comes back.
-- Session ids that agentmem refuses (empty, longer than 1,024 bytes, with NUL) stay with the SDK; a warning names them.
-- A file goes on with one pair of tables. Another pair in it is refused, because two conversations of the same id would
-  become one: ``agentmem import-sdk FILE --into ANOTHER --messages-table NAME`` gives it a file of its own.
-- A file with tables of other programs (also of the SDK's ``AdvancedSQLiteSession``) is refused and left as it is;
-  ``agentmem import-sdk FILE --into NEW`` copies the history out of it.
+- Items that the SDK appends later are appended to the sessions when the next handle is first used, after those that
+  agentmem has added meanwhile. A handle that is in use does not look for them again.
+- Items that the SDK pops or clears later stay in agentmem, because the file does not say why they are missing. Items
+  that were popped or cleared in agentmem do not come back.
+- Sessions whose ids agentmem refuses (empty, longer than 1,024 bytes, with NUL) stay with the SDK. A warning names
+  them.
+- Only one pair of the SDK's tables in a file is taken over. Another pair is refused, because two conversations with the
+  same id would become one. ``agentmem import-sdk FILE --into ANOTHER --messages-table NAME`` copies it to another file.
+- A file with tables of other programs (or of the SDK's ``AdvancedSQLiteSession``) is refused and not changed.
+  ``agentmem import-sdk FILE --into NEW`` copies its history to another file.
 
-What differs from the SDK's classes, on purpose:
+There are differences from the SDK's classes:
 
-- ``session_settings`` is given as there, but as an attribute it is always None: the SDK's Runner then asks for items
-  without a limit and gets the replay window of at most that many items, made of whole exchanges. ``settings`` has it.
-- Items that JSON cannot hold faithfully (NaN, keys that are no strings) raise ``InvalidItemError``; corrupt rows are
-  skipped with a warning. Errors are those of ``agentmem.errors``, never sqlite3's.
+- ``session_settings`` is an argument as there, but the attribute of this name is always None. So the SDK's Runner asks
+  for items without a limit, and gets the replay window: at most as many items as the settings say, in whole exchanges.
+  The attribute ``settings`` has the settings.
+- An item without a faithful JSON form (NaN, keys that are not strings) raises ``InvalidItemError``. A corrupt row is
+  skipped with a warning. All errors are from ``agentmem.errors``; none is from sqlite3.
 - Nothing is opened or created before the first use.
 """
 
@@ -51,29 +53,32 @@ from ..session import AsyncSession
 
 __all__ = ["AsyncSQLiteSession", "SQLiteSession", "Takeover", "import_history"]
 
-_EVERY_ITEM = 2**63 - 1
+_LIMIT_OF_ALL = 2**63 - 1
 
 
 class HasLimit(Protocol):
-    """The SDK's ``SessionSettings``, or whatever has its one field."""
+    """The SDK's ``SessionSettings``, or any object with its one field."""
 
     limit: int | None
 
 
 class AsyncSQLiteSession(AsyncSession):
-    """One conversation in an SQLite file, constructed like the SDK's ``AsyncSQLiteSession``; see the module.
+    """One conversation in an SQLite file, with the constructor of the SDK's ``AsyncSQLiteSession``.
+
+    The module says what happens to a file of the SDK's. Nothing is opened yet: an error of the file is raised by
+    ``async with`` or the first call.
 
     Args:
-        session_id: which conversation; 1 to 1,024 bytes in UTF-8, without NUL.
-        db_path: path of the file, created (readable by its owner alone) if there is none; by default a database that
-            only this handle sees.
-        sessions_table, messages_table: the SDK's tables that are taken over, named as they were for the SDK.
-        session_settings: the SDK's settings, a dict of them, or an ``agentmem.SessionSettings``: what ``get_items()``
-            without a limit replays.
+        session_id: the conversation's id; 1 to 1,024 bytes in UTF-8, without NUL.
+        db_path: path of the file, which is created (readable by its owner alone) if there is none. Default: a database
+            in memory that only this handle sees.
+        sessions_table, messages_table: the names of the SDK's tables to take over.
+        session_settings: the caps of the replay window: the SDK's settings, a dict of them, or an
+            ``agentmem.SessionSettings``.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong type or out of range. What is wrong with the file is raised as a
-            StorageError by the first call.
+        TypeError: an argument has the wrong type, or a setting is unknown.
+        ValueError: an argument is out of range.
     """
 
     __slots__ = ("db_path", "messages_table", "sessions_table")
@@ -90,25 +95,29 @@ class AsyncSQLiteSession(AsyncSession):
         self.sessions_table = sessions_table
         self.messages_table = messages_table
         engine = TakeoverEngine(os.fspath(db_path), SDKTables(sessions_table, messages_table))
-        super().__init__(engine, session_id, _settings(session_settings), owns_engine=True)
+        super().__init__(engine, session_id, _convert_settings(session_settings), owns_engine=True)
 
     async def get_items(self, limit: int | None = None) -> list[Item]:
-        """As :meth:`agentmem.AsyncSession.get_items`; a negative limit takes every item, as with the SDK."""
+        """Return the newest items, oldest first; see :meth:`agentmem.AsyncSession.get_items`.
+
+        A negative limit returns every item, as in the SDK.
+        """
         if isinstance(limit, int) and limit < 0:
-            limit = _EVERY_ITEM
+            limit = _LIMIT_OF_ALL
         return await super().get_items(limit)
 
 
 class SQLiteSession(AsyncSQLiteSession):
-    """The same, constructed and closed like the SDK's ``SQLiteSession``: async methods, but a plain ``close()``."""
+    """The same as ``AsyncSQLiteSession``, but with a ``close()`` that is not async, as the SDK's ``SQLiteSession``."""
 
     __slots__ = ()
 
-    def close(self) -> None:  # type: ignore[override]  # the SDK's is no coroutine here
-        """End this handle; later calls raise SessionClosedError. Calls under way finish. Idempotent.
+    def close(self) -> None:  # type: ignore[override]  # not a coroutine, as in the SDK
+        """Close this handle. Stored items stay; calls under way finish; later calls raise SessionClosedError.
 
-        Where no event loop runs, what the handle has open is closed when this returns. Under a running loop it is
-        closed soon after, at the latest when ``asyncio.run`` returns; ``async with`` waits for it.
+        Without a running event loop, the connections are closed when this method returns. With one, they are closed
+        soon after, at the latest when ``asyncio.run`` returns; ``async with`` waits until they are. A second call does
+        nothing.
         """
         if self._closed:
             return
@@ -119,8 +128,8 @@ class SQLiteSession(AsyncSQLiteSession):
             asyncio.run(super().close())
         else:
             task = UncancellableTask(super().close(), loop=loop)
-            _closing.add(task)
-            task.add_done_callback(_closing.discard)
+            _close_tasks.add(task)
+            task.add_done_callback(_close_tasks.discard)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -128,8 +137,8 @@ class SQLiteSession(AsyncSQLiteSession):
         await super().close()
 
 
-_closing: set[asyncio.Task[None]] = set()
-"""Kept here, because an event loop does not keep its tasks."""
+_close_tasks: set[asyncio.Task[None]] = set()
+"""Kept here, because an event loop has only weak references to its tasks."""
 
 
 async def import_history(
@@ -139,50 +148,53 @@ async def import_history(
     sessions_table: str = "agent_sessions",
     messages_table: str = "agent_messages",
 ) -> Takeover:
-    """Take over by hand what the SDK's SQLite sessions wrote, and say what was done. Again, it takes what is new.
+    """Take over the history that the SDK's SQLite sessions wrote. A second call takes over what is new.
 
     Args:
-        file: what the SDK wrote.
-        into: the agentmem database to take it into, created if there is none; sessions that it has already go on with
-            what is taken. `file` is then opened to read only (SQLite may leave an empty ``-wal`` and a ``-shm`` beside
-            it), and known again by its path and by the last row that was taken. Default: `file` itself, as with the
-            sessions above.
-        sessions_table, messages_table: the SDK's tables, named as they were for the SDK.
+        file: the file that the SDK wrote.
+        into: the SQLite file to write to, which is created if there is none. The items are appended to the sessions
+            that it already has. ``file`` is then only read (SQLite may leave an empty ``-wal`` and a ``-shm`` file
+            beside it); a later call recognizes it by its path and the last row that was taken over. Default: ``file``
+            itself, as the sessions above do it.
+        sessions_table, messages_table: the names of the SDK's tables.
+
+    Returns:
+        What was taken over.
 
     Raises:
-        StorageError: `file` is missing, no database or without the SDK's tables, or a database did not do its part;
-            nothing was taken over.
+        StorageError: ``file`` does not exist, is not a database, or has no tables of the SDK's; or one of the databases
+            failed. Nothing was taken over.
     """
     tables = SDKTables(sessions_table, messages_table)
     source = _real_path(file)
     await anyio.to_thread.run_sync(check_source, source, tables)
     if into is None or _real_path(into) == source:
-        own_file = TakeoverEngine(source, tables)
+        source_engine = TakeoverEngine(source, tables)
         try:
-            return await own_file.take_over()
+            return await source_engine.take_over()
         finally:
-            await own_file.close()
-    engine = SQLiteEngine(into)
+            await source_engine.close()
+    target_engine = SQLiteEngine(into)
     try:
-        return await import_into(engine, source, tables)
+        return await import_into(target_engine, source, tables)
     finally:
-        await engine.close()
+        await target_engine.close()
 
 
 def _real_path(path: str | os.PathLike[str]) -> str:
     return os.path.realpath(os.path.expanduser(os.fspath(path)))
 
 
-def _settings(given: HasLimit | SessionSettings | Mapping[str, Any] | None) -> SessionSettings | None:
-    """agentmem's settings for the SDK's; a negative limit is none, as with the SDK."""
-    if given is None or isinstance(given, SessionSettings):
-        return given
-    if not isinstance(given, Mapping):
-        if not hasattr(given, "limit"):
-            raise TypeError(f"session_settings has a limit, or is a dict or None, got {type(given).__name__}")
-        given = {"limit": given.limit}
-    unknown = given.keys() - SessionSettings.model_fields.keys()
+def _convert_settings(settings: HasLimit | SessionSettings | Mapping[str, Any] | None) -> SessionSettings | None:
+    """Convert the SDK's settings to agentmem's. A negative limit becomes no limit, as in the SDK."""
+    if settings is None or isinstance(settings, SessionSettings):
+        return settings
+    if not isinstance(settings, Mapping):
+        if not hasattr(settings, "limit"):
+            raise TypeError(f"session_settings has a limit, or is a dict or None, got {type(settings).__name__}")
+        settings = {"limit": settings.limit}
+    unknown = settings.keys() - SessionSettings.model_fields.keys()
     if unknown:
         raise TypeError(f"unknown session_settings: {', '.join(sorted(unknown))}")
-    limit = given.get("limit")
-    return SessionSettings(**{**given, "limit": None if isinstance(limit, int) and limit < 0 else limit})
+    limit = settings.get("limit")
+    return SessionSettings(**{**settings, "limit": None if isinstance(limit, int) and limit < 0 else limit})

@@ -1,6 +1,6 @@
-"""The thin Runner adapter: an agent, its tools and a model, run on a session. No framework.
+"""The Runner: it runs an agent, with its tools and a model, on a session. It is thin, and not an agent framework.
 
-Guardrails, MCP and tracing are the Agents SDK's; agentmem's sessions work there as well.
+For guardrails, MCP and tracing, use the Agents SDK; agentmem's sessions work there as well.
 """
 
 from .agent import Agent

@@ -1,9 +1,10 @@
-"""The ``openai`` clients that models share: one per event loop, made when a model is first called.
+"""The ``openai`` clients that models share: one for each event loop and environment, created by the first call.
 
-Rules kept here:
+Rules:
 
-- ``openai`` is imported, and a client made, in a worker thread: together they take a second.
-- No client is used on a loop other than its own, where asyncio's transports do not work. It closes with the loop.
+- ``openai`` is imported, and a client is created, in a worker thread, because together they take a second.
+- A client is used only on its own event loop, because asyncio's transports work on no other. It is closed when the loop
+  shuts down.
 """
 
 from __future__ import annotations
@@ -24,24 +25,30 @@ if TYPE_CHECKING:
 
 _DEFAULT_BASE_URL = "https://api.openai.com/v1"
 
-# By loop and environment, so that connections are kept between runs. With each client stands the generator that
-# closes it.
-_Owned = tuple["AsyncOpenAI", AsyncGenerator[None, None]]
-_clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, ...], _Owned]]
+_ENVIRONMENT = ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID")
+
+# Kept by loop and environment, so that connections are kept between runs. Each client has the generator that closes it.
+_ClientAndCloser = tuple["AsyncOpenAI", AsyncGenerator[None, None]]
+_clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, ...], _ClientAndCloser]]
 _clients = weakref.WeakKeyDictionary()
 _clients_lock = threading.Lock()
 
 
+def clients_by_loop() -> dict[asyncio.AbstractEventLoop, list[AsyncOpenAI]]:
+    """Return the clients that are open, by their event loop."""
+    with _clients_lock:
+        return {loop: [client for client, _ in clients.values()] for loop, clients in _clients.items()}
+
+
 async def shared_client() -> AsyncOpenAI:
-    """The running loop's client for OPENAI_API_KEY, OPENAI_BASE_URL, OPENAI_ORG_ID and OPENAI_PROJECT_ID as they are.
+    """Return the running loop's client for the current environment.
+
+    The environment is OPENAI_API_KEY, OPENAI_BASE_URL, OPENAI_ORG_ID and OPENAI_PROJECT_ID.
 
     Raises:
-        ModelError: neither a key nor a URL is set, or they make no client.
+        ModelError: neither a key nor a URL is set, or the client refuses them.
     """
-    environment = tuple(
-        os.environ.get(name, "").strip()
-        for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID")
-    )
+    environment = tuple(os.environ.get(name, "").strip() for name in _ENVIRONMENT)
     key, base_url = environment[:2]
     if not key and not base_url:
         raise ModelError(
@@ -51,39 +58,40 @@ async def shared_client() -> AsyncOpenAI:
         )
     loop = asyncio.get_running_loop()
     with _clients_lock:
-        for closed in [other for other in _clients if other.is_closed()]:
-            del _clients[closed]  # its connections refer to the loop, so it would never go by itself
-        of_loop = _clients.setdefault(loop, {})
-    if environment not in of_loop:
+        for closed_loop in [other for other in _clients if other.is_closed()]:
+            # The client's connections refer to the loop, so the weak dictionary would never drop it.
+            del _clients[closed_loop]
+        clients = _clients.setdefault(loop, {})
+    if environment not in clients:
         try:
-            client = await anyio.to_thread.run_sync(_make_client, key, base_url or _DEFAULT_BASE_URL)
+            client = await anyio.to_thread.run_sync(_create_client, key, base_url or _DEFAULT_BASE_URL)
         except Exception as error:
             raise ModelError(f"no client for {base_url or _DEFAULT_BASE_URL}: {error}") from error
-        if environment in of_loop:
+        if environment in clients:
             await client.close()  # another task of this loop was faster
         else:
-            owner = _close_with_loop(client)
-            of_loop[environment] = (client, owner)
-            await owner.__anext__()
-    return of_loop[environment][0]
+            closer = _close_with_loop(client)
+            clients[environment] = (client, closer)
+            await closer.__anext__()
+    return clients[environment][0]
 
 
-def _make_client(key: str, base_url: str) -> AsyncOpenAI:
-    # In a worker thread: about 0.8 s to import openai, 0.1 s for its Responses API, 0.03 s to read the
-    # certificates for each client (openai 3.54), in which the event loop would stand still.
+def _create_client(key: str, base_url: str) -> AsyncOpenAI:
+    # In a worker thread, because it would block the event loop: the import of openai takes about 0.8 s, that of its
+    # Responses API 0.1 s, and the certificates 0.03 s for each client (openai 3.54).
     from openai import AsyncOpenAI
 
-    # A server that wants no key still gets one, because the client insists. OPENAI_BASE_URL="" counts as not set.
+    # The client insists on a key, also for a server that needs none. OPENAI_BASE_URL="" counts as not set.
     client = AsyncOpenAI(api_key=key or "none", base_url=base_url)
     _ = client.responses
     return client
 
 
 async def _close_with_loop(client: AsyncOpenAI) -> AsyncGenerator[None, None]:
-    """Stands still until the event loop shuts down, and closes the client then.
+    """Wait until the event loop shuts down, then close the client.
 
-    asyncio has one hook for "this loop is about to close": ``loop.shutdown_asyncgens()``, called by
-    asyncio.run(), anyio and uvicorn, finishes every async generator that was begun on the loop.
+    asyncio has one hook for a loop that is about to close: ``loop.shutdown_asyncgens()``, which asyncio.run(), anyio
+    and uvicorn call. It finishes every async generator that was started on the loop.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Settings of one run, beside those of its agents and its session. Plain data."""
+"""The settings of one run. Plain data."""
 
 from __future__ import annotations
 
@@ -8,29 +8,31 @@ from typing import Any
 
 from ..items import Item
 from ..replay import SessionSettings
-from .model import Model, checked_model
+from .model import Model, check_model
 
 InputCallback = Callable[[list[Item], list[Item]], "list[Item] | Awaitable[list[Item]]"]
-"""From the replayed history and the run's new input, each oldest first, to what the model is sent."""
+"""A function of the replayed history and the run's new input, each oldest first. It returns what the model is sent."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Settings of one run. What is None stays as the agents and the session have it. The names are the Agents SDK's.
+    """The settings of one run. A setting that is None leaves the matter to the agents and the session.
+
+    The settings have the same names as in the Agents SDK.
 
     Args:
-        model: serves every agent of the run: a name or a :class:`~agentmem.runner.Model`.
-        model_settings: further arguments of ``client.responses.create``, such as ``{"temperature": 0}``; they win
-            over a model's own settings. Models of your own find them in ``ModelRequest.settings``.
-        session_settings: the replay window of this run, in place of the session's.
-        session_input_callback: a function, sync or async, of the replayed history and the new input that returns
-            what the first model call is sent. Of an exchange that its result holds only in part, nothing is
-            sent. It changes what is sent only: the session is given the new input as it is. In a run that
-            goes on with an unfinished turn, the new input is that turn as far as it got.
+        model: the model of every agent in the run: a name or a :class:`~agentmem.runner.Model`.
+        model_settings: further arguments of ``client.responses.create``, such as ``{"temperature": 0}``. They override
+            the model's own settings. A model of your own gets them in ``ModelRequest.settings``.
+        session_settings: the caps of the replay window of this run, instead of the session's.
+        session_input_callback: a function, sync or async, of the replayed history and the new input. It returns the
+            items that the first model call is sent; incomplete exchanges among them are left out. What is stored does
+            not depend on it: the session gets the new input as it is. In a run that continues an unfinished turn, the
+            new input is the part of that turn that is stored.
 
     Raises:
-        TypeError: an argument of the wrong type.
-        ValueError: an empty model name.
+        TypeError: an argument has the wrong type.
+        ValueError: the model's name is empty.
     """
 
     model: str | Model | None = None
@@ -39,7 +41,7 @@ class RunConfig:
     session_input_callback: InputCallback | None = None
 
     def __post_init__(self) -> None:
-        checked_model(self.model, "RunConfig")
+        check_model(self.model, "RunConfig")
         settings, window, callback = self.model_settings, self.session_settings, self.session_input_callback
         if settings is not None and not isinstance(settings, Mapping):
             raise TypeError(f"RunConfig: model_settings is a mapping of arguments or None, got {settings!r}")

@@ -1,4 +1,4 @@
-"""What a run tells its tools and instruction functions about itself. Plain data."""
+"""The context of a run, for its tools and instruction functions. Plain data."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ C = TypeVar("C")
 
 @dataclass(frozen=True)
 class RunContext(Generic[C]):
-    """Handed to every tool that has a parameter annotated ``RunContext``, and to instruction functions.
+    """The context of a run. Instruction functions get it, and tools in a parameter that is annotated ``RunContext``.
 
     Attributes:
-        context: the object that the caller gave the run as ``context``; the same object, never sent to the model.
-        agent_name: the agent that is speaking.
-        session_id: the session of the run; None where it has none.
+        context: the object that the caller passed to the run as ``context``. It is never sent to the model.
+        agent_name: the name of the active agent.
+        session_id: the id of the run's session; None without a session.
     """
 
     context: C
@@ -27,15 +27,15 @@ class RunContext(Generic[C]):
 
 
 def context_parameter(function: Callable[..., object], signature: inspect.Signature) -> str | None:
-    """The name of the function's parameter for the run's context, if it has one.
+    """Return the name of the function's first parameter that is annotated ``RunContext``; None if there is none.
 
     Raises:
-        NameError: an annotation names what is not defined where the function is.
+        NameError: an annotation refers to a name that the function's module does not define.
     """
     hints = typing.get_type_hints(function)
-    names = [name for name in signature.parameters if _is_context(hints.get(name))]
+    names = [name for name in signature.parameters if _is_run_context(hints.get(name))]
     return names[0] if names else None
 
 
-def _is_context(annotation: Any) -> bool:
+def _is_run_context(annotation: Any) -> bool:
     return annotation is RunContext or typing.get_origin(annotation) is RunContext

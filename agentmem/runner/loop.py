@@ -1,11 +1,11 @@
-"""One run under way: the model calls, what follows from each, and what is appended.
+"""The loop of a run: the model calls, the tools and handoffs that follow from each, and what is stored.
 
-Rules kept here:
+Rules:
 
-- A run appends only whole exchanges, one batch per model call: the input together with the first response,
-  calls together with their outputs. A step that fails or is cancelled adds nothing.
-- So a run that is given the input of an unfinished turn goes on with it, and repeats nothing.
-- Every failure says what the session holds.
+- A run appends only whole exchanges, in one batch per model call: the input together with the first response, calls
+  together with their outputs. A model call that fails or is cancelled, with all that follows from it, adds nothing.
+- So a run with the input of an unfinished turn can continue it, and repeats nothing.
+- The message of every error says what the session now holds.
 """
 
 from __future__ import annotations
@@ -34,219 +34,236 @@ from ..replay import is_call, is_output, replay_window, whole_exchanges
 from .agent import Agent, handoff_output
 from .config import RunConfig
 from .context import RunContext
-from .history import SessionLike, history_for, last_agent, unfinished_turn
+from .history import SessionLike, agent_after, history_before_input, unfinished_turn
 from .model import Model, ModelRequest, ModelResponse, StreamingModel, Usage, resolve_model
 from .result import RunResult
-from .stream import Emit, TextDelta
+from .stream import OnEvent, TextDelta
 from .tools import ToolOutput, run_calls
 
 
 @dataclass
 class Run:
-    """One run under way.
+    """A run, and its state.
 
     Attributes:
-        agent: who is speaking.
-        given: the run's input.
-        context: the caller's object, for tools and instructions.
-        emit: takes each event of a streamed run; None where nobody looks.
-        sent: what the next model call is sent.
-        unstored: the input, until it is stored.
-        exchanges: tool outputs that the session holds of this turn.
+        agent: the active agent.
+        session: the session; None without one.
+        input_items: the input of the run.
+        config: the settings of the run.
+        context: the caller's object for tools and instruction functions.
+        on_event: gets each event of a streamed run; None in other runs.
+        to_send: the items that the next model call is sent.
+        replayed: as in the result.
+        unstored_input: the input until it is stored; then an empty list.
+        new_items: the items that the run has produced so far.
+        usage: the sum over the model calls so far.
+        stored_outputs: how many tool outputs of this turn the session holds.
     """
 
     agent: Agent
     session: SessionLike | None
-    given: list[Item]
+    input_items: list[Item]
     config: RunConfig
     context: object = None
-    emit: Emit | None = None
-    sent: list[Item] = field(default_factory=list)
+    on_event: OnEvent | None = None
+    to_send: list[Item] = field(default_factory=list)
     replayed: list[Item] = field(default_factory=list)
-    unstored: list[Item] = field(default_factory=list)
+    unstored_input: list[Item] = field(default_factory=list)
     new_items: list[RunItem] = field(default_factory=list)
     usage: Usage = field(default_factory=Usage)
-    exchanges: int = 0
+    stored_outputs: int = 0
 
-    async def finish(self, max_turns: int, emit: Emit | None = None) -> RunResult:
-        """All of it, from reading the history to the last answer; `emit` takes the events, if anybody looks."""
-        self.emit = emit
-        with self._failures_tell_state():
-            await self._load()
+    async def run(self, max_turns: int, on_event: OnEvent | None = None) -> RunResult:
+        """Do the whole run, from reading the history to the last answer.
+
+        Args:
+            max_turns: the most model calls.
+            on_event: gets the events of a streamed run.
+        """
+        self.on_event = on_event
+        with self._session_state_in_errors():
+            await self._load_history()
             for _ in range(max_turns):
-                result = await self._step()
+                result = await self._call_model_and_tools()
                 if result is not None:
                     return result
             raise MaxTurnsExceeded(f"the model still asks for tools after {max_turns} calls (max_turns)")
 
-    async def _load(self) -> None:
-        """Reads the history, and finds out whether the input is already in it."""
-        window = await self._window()
-        turn = await unfinished_turn(self.session, self.given, window) if self.session is not None else None
+    async def _load_history(self) -> None:
+        """Read the history, and find out whether the input is the beginning of an unfinished turn in it."""
+        window = await self._read_window()
+        turn = await unfinished_turn(self.session, self.input_items, window) if self.session is not None else None
         if turn is None:
-            history, current = await history_for(self.session, self.given, window), self.given
-            self.unstored = self.given
+            history, current = await history_before_input(self.session, self.input_items, window), self.input_items
+            self.unstored_input = self.input_items
         else:
-            # However narrow the window: a turn that is under way is sent whole, as in the run that began it.
+            # The turn is sent whole, however small the window is, as it was in the run that began it.
             window, current = whole_exchanges(window), whole_exchanges(turn)
             history = window[: max(0, len(window) - len(current))]
-            self.exchanges = sum(map(is_output, current))
-            self.agent = last_agent(self.agent, current)
-        self.sent = await self._merged(history, current)
-        self.replayed = _less(self.sent, self.unstored)
+            self.stored_outputs = sum(map(is_output, current))
+            self.agent = agent_after(self.agent, current)
+        self.to_send = await self._apply_input_callback(history, current)
+        self.replayed = _without(self.to_send, self.unstored_input)
 
-    async def _window(self) -> list[Item]:
+    async def _read_window(self) -> list[Item]:
         settings = self.config.session_settings
         if self.session is None:
             return []
         if settings is None:
             return await self.session.get_items()
         with_settings = getattr(self.session, "with_settings", None)
-        if with_settings is not None:  # agentmem's: reads only as much as the window takes
+        if with_settings is not None:  # a session of agentmem's, which reads only as many rows as the window needs
             window: list[Item] = await with_settings(settings).get_items()
             return window
         return replay_window(await self.session.get_items(), settings)
 
-    async def _merged(self, history: list[Item], current: list[Item]) -> list[Item]:
+    async def _apply_input_callback(self, history: list[Item], current: list[Item]) -> list[Item]:
         callback = self.config.session_input_callback
         if callback is None:
             return [*history, *current]
         try:
             merged = callback(list(history), list(current))
-            items = encode_items(await merged if inspect.isawaitable(merged) else merged)
+            texts = encode_items(await merged if inspect.isawaitable(merged) else merged)
         except Exception as error:
             raise RunError(f"the session_input_callback failed: {type(error).__name__}: {error}") from error
-        return whole_exchanges([decode_item(item) for item in items])
+        return whole_exchanges([decode_item(text) for text in texts])
 
-    async def _step(self) -> RunResult | None:
-        """One model call with all that follows from it; the result, if that was the last one."""
-        speaker = self.agent
-        response = await self._ask()
+    async def _call_model_and_tools(self) -> RunResult | None:
+        """Call the model, run the tools and handoffs that it asks for, and store all of it.
+
+        Returns:
+            The result of the run; None if the model must be called again.
+        """
+        agent = self.agent
+        response = await self._call_model()
         self.usage += response.usage
         calls = [item for item in response.output if item.get("type") == "function_call"]
-        outputs, heir = await self._answer(calls)
+        outputs, next_agent = await self._run_tools_and_handoffs(calls)
         produced = [*response.output, *(output.raw_item for output in outputs)]
-        asks_for_more = _asks_for_more(produced)
-        final = None if calls or asks_for_more else speaker.parse(_last_text(response.output))
+        needs_caller = _needs_caller(produced)
+        final_output = None if calls or needs_caller else agent.parse(_last_message_text(response.output))
         await self._store(produced)
-        self.new_items += [_typed(item, speaker) for item in response.output]
+        self.new_items += [_to_run_item(item, agent) for item in response.output]
         self.new_items += outputs
-        self.exchanges += len(outputs)
-        self.agent = heir
-        if calls and not asks_for_more:
+        self.stored_outputs += len(outputs)
+        self.agent = next_agent
+        if calls and not needs_caller:
             return None
-        return RunResult(final, self.new_items, self.usage, heir, self.given, self.replayed)
+        return RunResult(final_output, self.new_items, self.usage, next_agent, self.input_items, self.replayed)
 
-    async def _ask(self) -> ModelResponse:
+    async def _call_model(self) -> ModelResponse:
         config = self.config
         model = self.agent.resolve_model() if config.model is None else resolve_model(config.model)
         request = ModelRequest(
-            input=list(self.sent),
+            input=list(self.to_send),
             instructions=await self.agent.resolve_instructions(self._run_context()),
             tools=self.agent.tool_specs(),
             text_format=self.agent.text_format,
             settings=config.model_settings or {},
         )
         try:
-            return await (model.respond(request) if self.emit is None else self._ask_streamed(model, request))
+            if self.on_event is None:
+                return await model.respond(request)
+            return await self._call_model_streamed(model, request)
         except RunError:
             raise
         except Exception as error:
             raise ModelError(f"{type(model).__name__} failed: {type(error).__name__}: {error}") from error
 
-    async def _ask_streamed(self, model: Model, request: ModelRequest) -> ModelResponse:
+    async def _call_model_streamed(self, model: Model, request: ModelRequest) -> ModelResponse:
         response: ModelResponse | None = None
-        whole = 0  # items that were shown
+        emitted_items = 0
         if not isinstance(model, StreamingModel):
             response = await model.respond(request)
             for item in response.output:
                 if _kind(item) == "message":
-                    self._show(TextDelta(message_text(item), self.agent.name))
+                    self._emit(TextDelta(message_text(item), self.agent.name))
         else:
             async with aclosing(model.stream(request)) as answer:
                 async for part in answer:
                     if isinstance(part, str):
-                        self._show(TextDelta(part, self.agent.name))
+                        self._emit(TextDelta(part, self.agent.name))
                     elif isinstance(part, ModelResponse):
                         response = part
                     else:
-                        self._show(_typed(part, self.agent))
-                        whole += 1
+                        self._emit(_to_run_item(part, self.agent))
+                        emitted_items += 1
         if response is None:
             raise ModelError(f"{type(model).__name__} ended its stream without a ModelResponse")
-        for item in response.output[whole:]:
-            self._show(_typed(item, self.agent))
+        for item in response.output[emitted_items:]:
+            self._emit(_to_run_item(item, self.agent))
         return response
 
-    async def _answer(self, calls: Sequence[Item]) -> tuple[list[RunItem], Agent]:
-        """The outputs of the calls, in their order, and the agent that goes on."""
+    async def _run_tools_and_handoffs(self, calls: Sequence[Item]) -> tuple[list[RunItem], Agent]:
+        """Return the outputs of the calls, in their order, and the agent that is active afterwards."""
         agent, targets = self.agent, self.agent.handoff_targets()
         tool_outputs = iter(
             await run_calls(
                 [call for call in calls if call.get("name") not in targets],
                 {tool.name: tool for tool in agent.tools},
                 self._run_context(),
-                lambda call, output: self._show(_tool_output(call, output, agent)),
+                lambda call, output: self._emit(_tool_output_item(call, output, agent)),
             )
         )
-        heir: Agent | None = None
+        next_agent: Agent | None = None
         outputs: list[RunItem] = []
         for call in calls:
             target = targets.get(str(call.get("name")))
             if target is None:
-                outputs.append(_tool_output(call, next(tool_outputs), agent))
+                outputs.append(_tool_output_item(call, next(tool_outputs), agent))
                 continue
-            if heir is None:
-                heir = target
-                item = _output_of(call, handoff_output(target))
+            if next_agent is None:
+                next_agent = target
+                item = _function_call_output(call, handoff_output(target))
                 outputs.append(HandoffOutputItem(item, agent.name, target_agent_name=target.name))
             else:
-                text = f"Error: the conversation was already handed over to {heir.name}"
-                outputs.append(_tool_output(call, ToolOutput(text, text), agent))
-            self._show(outputs[-1])
-        return outputs, heir or agent
+                text = f"Error: the conversation was already handed over to {next_agent.name}"
+                outputs.append(_tool_output_item(call, ToolOutput(text, text), agent))
+            self._emit(outputs[-1])
+        return outputs, next_agent or agent
 
     async def _store(self, produced: list[Item]) -> None:
         if self.session is not None:
-            await self.session.add_items([*self.unstored, *produced])
-        self.unstored = []
-        self.sent += produced
+            await self.session.add_items([*self.unstored_input, *produced])
+        self.unstored_input = []
+        self.to_send += produced
 
-    def _show(self, event: TextDelta | RunItem) -> None:
-        if self.emit is not None:
-            self.emit(event)
+    def _emit(self, event: TextDelta | RunItem) -> None:
+        if self.on_event is not None:
+            self.on_event(event)
 
     def _run_context(self) -> RunContext[Any]:
         return RunContext(self.context, self.agent.name, None if self.session is None else self.session.session_id)
 
     @contextmanager
-    def _failures_tell_state(self) -> Iterator[None]:
+    def _session_state_in_errors(self) -> Iterator[None]:
+        """Append to the message of each error of agentmem's what the session now holds of this turn."""
         try:
             yield
         except AgentMemError as error:
             if self.session is not None:
-                error.args = (f"{error}; {self._state(self.session.session_id)}",)
+                error.args = (f"{error}; {self._session_state(self.session.session_id)}",)
             raise
 
-    def _state(self, name: str) -> str:
-        if not self.exchanges:
-            return f"nothing was added to the session {name!r}"
-        plural = "" if self.exchanges == 1 else "s"
+    def _session_state(self, session_id: str) -> str:
+        if not self.stored_outputs:
+            return f"nothing was added to the session {session_id!r}"
+        plural = "" if self.stored_outputs == 1 else "s"
         return (
-            f"the session {name!r} holds the input and {self.exchanges} tool exchange{plural} of this turn; "
+            f"the session {session_id!r} holds the input and {self.stored_outputs} tool exchange{plural} of this turn; "
             "run again with the same input (or an empty list) to go on from there"
         )
 
 
-def _tool_output(call: Item, output: ToolOutput, agent: Agent) -> RunItem:
-    return ToolCallOutputItem(_output_of(call, output.text), agent.name, output=output.value)
+def _tool_output_item(call: Item, output: ToolOutput, agent: Agent) -> RunItem:
+    return ToolCallOutputItem(_function_call_output(call, output.text), agent.name, output=output.value)
 
 
-def _output_of(call: Item, text: str) -> Item:
+def _function_call_output(call: Item, text: str) -> Item:
     return {"type": "function_call_output", "call_id": call.get("call_id"), "output": text}
 
 
-def _typed(item: Item, agent: Agent) -> RunItem:
+def _to_run_item(item: Item, agent: Agent) -> RunItem:
     kind = _kind(item)
     if kind == "message":
         return MessageOutputItem(item, agent.name)
@@ -254,7 +271,7 @@ def _typed(item: Item, agent: Agent) -> RunItem:
         return ReasoningItem(item, agent.name)
     if kind == "function_call" and item.get("name") in agent.handoff_targets():
         return HandoffCallItem(item, agent.name)
-    if kind.endswith("_output"):  # a hosted tool that reports in an item of its own
+    if kind.endswith("_output"):  # a hosted tool whose output is an item of its own
         return ToolCallOutputItem(item, agent.name, output=item.get("output"))
     if kind.endswith("_call"):
         return ToolCallItem(item, agent.name)
@@ -265,21 +282,21 @@ def _kind(item: Item) -> str:
     return str(item.get("type", "message"))
 
 
-def _last_text(output: list[Item]) -> str:
+def _last_message_text(output: list[Item]) -> str:
     messages = [item for item in output if _kind(item) == "message"]
     return message_text(messages[-1]) if messages else ""
 
 
-def _asks_for_more(produced: list[Item]) -> bool:
-    """Whether the model asks for what only the caller can give, such as an approval."""
+def _needs_caller(produced: list[Item]) -> bool:
+    """Whether the model asks for something that only the caller can give, such as an approval."""
     whole = set(map(id, whole_exchanges(produced)))
     return any(is_call(item) and id(item) not in whole for item in produced)
 
 
-def _less(items: list[Item], without: list[Item]) -> list[Item]:
-    """The items less one, the latest, for each equal one in `without`."""
+def _without(items: list[Item], removed: list[Item]) -> list[Item]:
+    """Return the items; for each one in `removed`, the latest equal item is left out."""
     left = items[::-1]
-    for item in without:
+    for item in removed:
         if item in left:
             left.remove(item)
     return left[::-1]

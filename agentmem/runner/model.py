@@ -1,9 +1,9 @@
-"""Models: what answers a request, and the OpenAI Responses API as one of them.
+"""Models: the interface that the Runner calls, and a model behind OpenAI's Responses API.
 
-Rules kept here:
+Rules:
 
-- Items go in and come out in the Responses *input* format, so what came out can be stored and sent again.
-- Whatever goes wrong in a call is one :class:`~agentmem.errors.ModelError`, which keeps what the API said.
+- Items go in and come out in the *input* format of the Responses API, so an answer can be stored and sent again.
+- Every failure of a call is a :class:`~agentmem.errors.ModelError`, whose message has what the API said.
 """
 
 from __future__ import annotations
@@ -25,12 +25,17 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
 DEFAULT_MODEL = "gpt-5.6-luna"
-"""Used where neither the agent nor OPENAI_DEFAULT_MODEL names one; the Agents SDK's default, too (0.24)."""
+"""The model if neither the agent nor OPENAI_DEFAULT_MODEL names one; also the default of the Agents SDK (0.24)."""
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens of one or more model calls, as the model counted them; usages add up with ``+``."""
+    """The tokens of one or more model calls, as the model counted them. ``+`` adds usages.
+
+    Attributes:
+        requests: the number of model calls.
+        input_tokens, output_tokens, total_tokens: as the API reports them.
+    """
 
     requests: int = 0
     input_tokens: int = 0
@@ -48,14 +53,14 @@ class Usage:
 
 @dataclass(frozen=True)
 class ModelRequest:
-    """What a model is asked.
+    """A request to a model.
 
     Attributes:
-        input: the history and what is new, oldest first, in the Responses input format.
-        instructions: of the agent that is speaking.
-        tools: function tools and handoffs, as the Responses API takes them.
-        text_format: the ``text.format`` of the Responses API where the answer must be JSON of a schema.
-        settings: further arguments for this run, in the names of ``client.responses.create``.
+        input: the history and the new items, oldest first, in the Responses input format.
+        instructions: the instructions of the active agent; None if it has none.
+        tools: function tools and handoffs, in the format of the Responses API.
+        text_format: the ``text.format`` of the Responses API, if the answer must be JSON that fits a schema.
+        settings: further arguments of ``client.responses.create`` for this run.
     """
 
     input: Sequence[Item]
@@ -67,7 +72,13 @@ class ModelRequest:
 
 @dataclass(frozen=True)
 class ModelResponse:
-    """What a model answered: items in the Responses input format, ready to be stored and replayed."""
+    """The answer of a model.
+
+    Attributes:
+        output: items in the Responses input format, oldest first.
+        usage: the tokens of this call.
+        response_id: the API's id of the response, if it has one.
+    """
 
     output: list[Item]
     usage: Usage = field(default_factory=lambda: Usage(requests=1))
@@ -76,43 +87,46 @@ class ModelResponse:
 
 @runtime_checkable
 class Model(Protocol):
-    """What :class:`~agentmem.runner.Runner` needs of a model; any object with this method will do."""
+    """A model for :class:`~agentmem.runner.Runner`: any object with this method."""
 
     async def respond(self, request: ModelRequest) -> ModelResponse:
-        """The answer to one request.
+        """Return the answer to a request.
 
         Raises:
-            ModelError: there is none; the message says why. (What else is raised, the Runner wraps into it.)
+            ModelError: there is no answer; the message says why. The Runner turns any other error into a ModelError.
         """
         ...
 
 
 @runtime_checkable
 class StreamingModel(Model, Protocol):
-    """A model that also answers bit by bit. Of any other, ``Runner.run_streamed`` shows an answer when it is whole."""
+    """A model that can also stream its answer. ``Runner.run_streamed`` gets the answers of other models as a whole."""
 
     def stream(self, request: ModelRequest) -> AsyncGenerator[str | Item | ModelResponse, None]:
-        """The answer to one request: text as it comes, each output item when it is whole, last the whole response.
+        """Yield the answer to a request: pieces of text, each output item when it is complete, last the response.
 
         Raises:
-            ModelError: as ``respond`` does, in the midst of the answer too.
+            ModelError: as in ``respond``; also after a part of the answer.
         """
         ...
 
 
 class OpenAIResponsesModel:
-    """A model behind the OpenAI Responses API, or any server that speaks it.
+    """A model behind OpenAI's Responses API, or behind a compatible server.
 
-    Without a `client`, OPENAI_API_KEY and OPENAI_BASE_URL choose the server, read at each call. One client,
-    and so one pool of connections, serves all models of an event loop; it is closed when the loop shuts
-    down. It retries twice and times out as the ``openai`` package does by default.
+    Without a ``client``, OPENAI_API_KEY and OPENAI_BASE_URL choose the server; they are read in each call. All models
+    on an event loop then share one client, and so one pool of connections. It is closed when the loop shuts down. It
+    has the default retries (two) and timeouts of the ``openai`` package.
 
     Args:
         model: the name of the model.
-        client: an ``openai.AsyncOpenAI`` of your own: other retries, time-outs, Azure. It is yours to close, and
-            usable on the event loop where it was first used.
+        client: your own ``openai.AsyncOpenAI``, for other retries or timeouts, or for Azure. It can be used only on the
+            event loop where it was first used, and agentmem does not close it.
         settings: further arguments of ``client.responses.create``, such as ``{"temperature": 0}`` or
             ``{"store": False}``.
+
+    Raises:
+        ValueError: ``model`` is empty or not a string.
     """
 
     def __init__(
@@ -128,40 +142,45 @@ class OpenAIResponsesModel:
         return f"OpenAIResponsesModel({self.model!r})"
 
     async def respond(self, request: ModelRequest) -> ModelResponse:
-        """See :meth:`Model.respond`.
+        """Return the answer to a request; see :meth:`Model.respond`.
 
-        An answer that the API cut short (``max_output_tokens``, a content filter) counts as failed: stored, it would
-        be replayed as if the model had meant to end there.
+        An answer that the API cut short (because of ``max_output_tokens`` or a content filter) is an error. If it were
+        stored, it would be replayed as if the model had meant to end there.
 
-        Cancellation: ends the request and passes through.
+        Cancellation: ends the request.
 
         Raises:
-            ModelError: no key and no server is set, the server cannot be reached or refuses, or the answer
-                failed or was cut short.
+            ModelError: neither a key nor a server is set, the server cannot be reached or refuses the request, or the
+                answer failed or was cut short.
         """
-        async with self._answering(request) as (client, create, arguments):
+        async with self._api_call(request) as (client, create, arguments):
             response = await create(**arguments)
             to_dict = getattr(response, "to_dict", None)
-            if not callable(to_dict):  # openai hands over the text of an answer that is no JSON
-                raise ModelError(f"{self.model}: {client.base_url} answered no JSON; is it the URL of a Responses API?")
-            return self._read(to_dict(mode="json", warnings=False))
+            if not callable(to_dict):  # openai returns the text of an answer that is not JSON
+                raise ModelError(
+                    f"{self.model}: the answer of {client.base_url} is not JSON; is it the URL of a Responses API?"
+                )
+            return self._to_model_response(to_dict(mode="json", warnings=False))
 
     async def stream(self, request: ModelRequest) -> AsyncGenerator[str | Item | ModelResponse, None]:
-        """See :meth:`StreamingModel.stream`, and :meth:`respond` for what counts as failed.
+        """Yield the answer to a request in parts; see :meth:`StreamingModel.stream`.
 
-        Closing it ends the request.
+        Closing the generator ends the request.
+
+        Raises:
+            ModelError: as in :meth:`respond`, or the stream ended before the answer did.
         """
         async with (
-            self._answering(request) as (client, create, arguments),
+            self._api_call(request) as (client, create, arguments),
             await create(**arguments, stream=True) as events,
         ):
             async for event in events:
                 if event.type in _TEXT_DELTAS:
                     yield event.delta
                 elif event.type == "response.output_item.done":
-                    yield _input_form(event.item.to_dict(mode="json", warnings=False))
+                    yield _to_input_format(event.item.to_dict(mode="json", warnings=False))
                 elif event.type in _LAST_EVENTS:
-                    yield self._read(event.response.to_dict(mode="json", warnings=False))
+                    yield self._to_model_response(event.response.to_dict(mode="json", warnings=False))
                     return
                 elif event.type == "error":
                     raise ModelError(f"{self.model}: the stream failed ({event.code}: {event.message})")
@@ -171,72 +190,86 @@ class OpenAIResponsesModel:
             )
 
     @asynccontextmanager
-    async def _answering(self, request: ModelRequest) -> AsyncIterator[tuple[AsyncOpenAI, Any, dict[str, Any]]]:
-        """The client, its untyped ``create`` and the arguments; whatever goes wrong comes out as one ModelError."""
+    async def _api_call(self, request: ModelRequest) -> AsyncIterator[tuple[AsyncOpenAI, Any, dict[str, Any]]]:
+        """Yield the client, its ``create`` method and the arguments; turn every error in the block into a ModelError.
+
+        The method has the type Any, because a request is plain JSON here, and openai has a union of 30 typed dicts.
+        """
         client = self._client or await shared_client()
         try:
-            # Not typed: a request is plain JSON here, where openai has a union of 30 typed dicts.
             yield client, client.responses.create, self._arguments(request)
         except ModelError:
             raise
-        except Exception as error:  # openai's own; ValueError for what is no UTF-8 or JSON; httpx2's for a bad URL
-            raise ModelError(f"{self.model}: {_what_happened(error, client)}") from error
+        except Exception as error:  # openai's errors; ValueError for invalid UTF-8 or JSON; httpx2's for a bad URL
+            raise ModelError(f"{self.model}: {_describe_error(error, client)}") from error
 
     def _arguments(self, request: ModelRequest) -> dict[str, Any]:
         settings = {**self._settings, **request.settings}
-        body: dict[str, Any] = {"input": [_in_utf8(_input_form(item)) for item in request.input]}
+        body: dict[str, Any] = {"input": [_replace_lone_surrogates(_to_input_format(item)) for item in request.input]}
         if request.instructions:
             body["instructions"] = request.instructions
         if request.tools:
             body["tools"] = [*settings.get("tools", ()), *request.tools]
         if request.text_format:
             body["text"] = {**settings.get("text", {}), "format": request.text_format}
-        # extra_body goes out as it is. As arguments, each item would be compared with the 30 kinds of
-        # input: 1 ms an item, in which the event loop stands still (200 items: 204 ms against 7, openai 3.54).
+        # The body is sent as it is. If the items were arguments, the client would compare each with the 30 kinds of
+        # input, which blocks the event loop for 1 ms an item (200 items: 204 ms against 7, openai 3.54).
         body.update(settings.get("extra_body", {}))
-        # The empty input, which older clients insist on, is replaced by the body's.
+        # Older clients insist on an input. The body's input replaces this empty one.
         return {**settings, "model": self.model, "input": [], "extra_body": body}
 
-    def _read(self, response: dict[str, Any]) -> ModelResponse:
+    def _to_model_response(self, response: dict[str, Any]) -> ModelResponse:
         status, output = response.get("status", "completed"), response.get("output")
         if status == "incomplete":
             reason = (response.get("incomplete_details") or {}).get("reason") or "no reason given"
             raise ModelError(f"{self.model}: the answer was cut short ({reason})")
         if status not in ("completed", None) or response.get("error") or not isinstance(output, list):
             error = response.get("error") or {}
-            said = f"{error.get('code')}: {error.get('message')}" if error else "no error given"
-            raise ModelError(f"{self.model}: the response is {status!r} ({said})")
-        return ModelResponse([_input_form(item) for item in output], _usage(response), response.get("id"))
+            details = f"{error.get('code')}: {error.get('message')}" if error else "no error given"
+            raise ModelError(f"{self.model}: the response is {status!r} ({details})")
+        return ModelResponse([_to_input_format(item) for item in output], _to_usage(response), response.get("id"))
 
 
+# The types of a stream's events: https://platform.openai.com/docs/api-reference/responses-streaming
 _TEXT_DELTAS = {"response.output_text.delta", "response.refusal.delta"}
 _LAST_EVENTS = {"response.completed", "response.incomplete", "response.failed"}
-"""Of a stream (https://platform.openai.com/docs/api-reference/responses-streaming)."""
 
 
 def resolve_model(model: str | Model | None) -> Model:
-    """The model object for what an agent or a run names; for None OPENAI_DEFAULT_MODEL, or :data:`DEFAULT_MODEL`."""
+    """Return the model object for the model of an agent or a run.
+
+    None stands for the name in OPENAI_DEFAULT_MODEL, or for :data:`DEFAULT_MODEL`.
+    """
     if model is None:
         model = os.environ.get("OPENAI_DEFAULT_MODEL") or DEFAULT_MODEL
     return OpenAIResponsesModel(model) if isinstance(model, str) else model
 
 
-def checked_model(model: object, whose: str) -> None:
-    """Raises TypeError or ValueError where `model` is no model's name, no model object and not None."""
+def check_model(model: object, owner: str) -> None:
+    """Check the argument ``model`` of an agent or a run.
+
+    Args:
+        model: the argument.
+        owner: the name of the class that has it, for the error's message.
+
+    Raises:
+        TypeError: it is neither a name nor a model object nor None.
+        ValueError: it is an empty name.
+    """
     if model is not None and not isinstance(model, (str, Model)):
-        raise TypeError(f"{whose}: model is a model's name, a Model object or None, got {model!r}")
+        raise TypeError(f"{owner}: model is a model's name, a Model object or None, got {model!r}")
     if isinstance(model, type):
-        raise TypeError(f"{whose}: model is the class {model.__name__}; make an object of it")
+        raise TypeError(f"{owner}: model is the class {model.__name__}; make an object of it")
     if model == "":
-        raise ValueError(f"{whose}: a model's name must not be empty")
+        raise ValueError(f"{owner}: a model's name must not be empty")
 
 
-def _input_form(item: Item) -> Item:
-    """The item as the API takes it back; the same object where nothing is to be dropped.
+def _to_input_format(item: Item) -> Item:
+    """Convert an item of a response to the API's input format; return the same object if nothing must be removed.
 
-    Dropped is what openai 3.54 has in its output types and not in its input types: ``created_by``, on items
-    and on the chunks of a shell's output. And ``status`` on reasoning, which the input types have but the
-    API refuses ("Unknown parameter: 'input[1].status'", https://github.com/BerriAI/litellm/issues/13420).
+    Removed is what the output types of openai 3.54 have and its input types do not: ``created_by``, of items and of the
+    chunks of a shell's output. And ``status`` of reasoning, which the input types have but the API refuses ("Unknown
+    parameter: 'input[1].status'", https://github.com/BerriAI/litellm/issues/13420).
     """
     chunks = item.get("output")
     if item.get("type") == "shell_call_output" and isinstance(chunks, list):
@@ -245,9 +278,11 @@ def _input_form(item: Item) -> Item:
     return _without(item, "status") if item.get("type") == "reasoning" else item
 
 
-def _in_utf8(item: Item) -> Item:
-    """The item with "?" for lone surrogates, which have no UTF-8 form: one of them would fail every request of its
-    session. The stored item keeps them."""
+def _replace_lone_surrogates(item: Item) -> Item:
+    """Return the item with "?" in place of lone surrogates; the stored item keeps them.
+
+    They have no UTF-8 form, so every request of the session would fail.
+    """
     try:
         to_json(item)
     except ValueError:
@@ -263,18 +298,18 @@ def _without(value: Any, key: str) -> Any:
     return value
 
 
-def _usage(response: dict[str, Any]) -> Usage:
+def _to_usage(response: dict[str, Any]) -> Usage:
     usage = response.get("usage") or {}  # compatible servers may leave it out
-    count = {name: usage.get(name) or 0 for name in ("input_tokens", "output_tokens", "total_tokens")}
-    return Usage(requests=1, **count)
+    counts = {name: usage.get(name) or 0 for name in ("input_tokens", "output_tokens", "total_tokens")}
+    return Usage(requests=1, **counts)
 
 
-def _what_happened(error: Exception, client: AsyncOpenAI) -> str:
-    """One line: what the API said, or why it could not be asked."""
+def _describe_error(error: Exception, client: AsyncOpenAI) -> str:
+    """Describe a failed call in one line: the API's error, or why there was no answer."""
     status = getattr(error, "status_code", None)
     if status is None:
         reason = f" ({error.__cause__})" if error.__cause__ is not None else ""
         return f"no answer from {client.base_url}: {type(error).__name__}: {error}{reason}"
     body = getattr(error, "body", None)
-    said = body.get("message") if isinstance(body, dict) else None
-    return f"{client.base_url} answered {status}: {said or error}"
+    message = body.get("message") if isinstance(body, dict) else None
+    return f"{client.base_url} answered {status}: {message or error}"

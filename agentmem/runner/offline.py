@@ -1,7 +1,7 @@
-"""A model without a network or a language model: rules that answer from what was replayed to it.
+"""The offline model: a few rules that answer from the replayed history, without a network or a language model.
 
-For demos, documentation and tests. The same request always gets the same answer, and what is not in the
-request is not known, so a session that replays little visibly forgets.
+It is for demos, documentation and tests. Equal requests get equal answers. The model knows only what is in the request,
+so a session that replays little visibly forgets.
 """
 
 from __future__ import annotations
@@ -18,50 +18,50 @@ from ..items import Item, message_text
 from .model import ModelRequest, ModelResponse
 
 _VERBS = "love|like|prefer|hate|want|need|have|use|live|work|study"
-# A fact ends with its sentence or where the next one begins: "My name is Alice and I love Python."
-_END = r"(?=[.!?;,\n]|\s+(?:and|but)\s+(?:I|my)\b|$)"
-_FACT = re.compile(rf"\bmy ([\w ]+?) (is|are) (.+?){_END}|\bI ({_VERBS}) (.+?){_END}", re.IGNORECASE)
-_ASKED = re.compile(
+# A fact ends with its sentence, or where the next fact begins: "My name is Alice and I love Python."
+_FACT_END = r"(?=[.!?;,\n]|\s+(?:and|but)\s+(?:I|my)\b|$)"
+_FACT = re.compile(rf"\bmy ([\w ]+?) (is|are) (.+?){_FACT_END}|\bI ({_VERBS}) (.+?){_FACT_END}", re.IGNORECASE)
+_ASKED_ABOUT = re.compile(
     rf"\bmy ([\w ]+?)(?=\s+(?:and|is|are|was|were)\b|[?.!,]|$)|\bI ({_VERBS})\b|(\bwho am I\b)", re.IGNORECASE
 )
 _QUESTION = re.compile(r"\?|^\s*(what|who|where|when|which|how|do|does|am|is|are|can|tell|remember)\b", re.IGNORECASE)
 
-# A tool or agent is meant where all words of its name but these are in the message.
+# A message names a tool or an agent if it has all words of the name, apart from these.
 _SMALL_WORDS = {"get", "find", "fetch", "look", "up", "lookup", "show", "tell", "ask", "the", "a", "an", "of", "for"}
 _SMALL_WORDS |= {"in", "to", "by", "agent", "tool", "transfer"}
-# Words with a capital that are no name.
-_NO_NAMES = {"What", "What's", "How", "How's", "Is", "Are", "Do", "Does", "Can", "Could", "Please", "The", "A", "An"}
-_NO_NAMES |= {"I", "I'm", "Tell", "Show", "Give", "Which", "And", "Ask"}
+# Capitalized words that are not names.
+_NOT_NAMES = {"What", "What's", "How", "How's", "Is", "Are", "Do", "Does", "Can", "Could", "Please", "The", "A", "An"}
+_NOT_NAMES |= {"I", "I'm", "Tell", "Show", "Give", "Which", "And", "Ask"}
 
 
 class OfflineModel:
-    """Answers from the replayed history by a few fixed rules. It is no language model, and says so.
+    """A model that answers from the replayed history by a few fixed rules. It is not a language model, and says so.
 
-    It remembers ``My … is …`` and ``I like …`` (love, prefer, live, use, …; the latest statement counts), answers
-    questions about them, summarizes what the user said, hands over to an agent whose name is mentioned, and
-    calls a tool whose name is mentioned, with the capitalised words and the numbers of the message.
-    Its usage counts requests and no tokens, because there are none.
+    It remembers ``My … is …`` and ``I like …`` (love, prefer, live, use, …; the latest statement counts) and answers
+    questions about these facts. It summarizes what the user said. It hands over to an agent whose name is in the
+    message. It calls a tool whose name is in the message, with the capitalized words and the numbers of the message as
+    arguments. Its usage counts requests; there are no tokens.
     """
 
     async def respond(self, request: ModelRequest) -> ModelResponse:
-        """See :meth:`~agentmem.runner.Model.respond`.
+        """Return the answer to a request; see :meth:`~agentmem.runner.Model.respond`.
 
         Raises:
-            ModelError: the agent has an ``output_type``; these rules write no JSON.
+            ModelError: the agent has an ``output_type``; the rules cannot write JSON.
         """
         if request.text_format is not None:
             raise ModelError("the offline model cannot answer in an output_type; use a language model")
-        said = [message_text(item) for item in request.input if item.get("role") == "user"]
+        user_texts = [message_text(item) for item in request.input if item.get("role") == "user"]
         turn = _since_last_user_message(request.input)
-        call = _call(said[-1] if said else "", turn, request.tools)
+        call = _choose_call(user_texts[-1] if user_texts else "", turn, request.tools)
         if call is not None:
             digest = hashlib.sha256(to_json(request.input, inf_nan_mode="strings", serialize_unknown=True)).hexdigest()
             return ModelResponse([{"type": "function_call", "call_id": f"call_{digest[:24]}", **call}])
-        text = _handed_to(turn) + (_tool_answer(turn) or _answer(said, len(request.input)))
+        text = _handoff_greeting(turn) + (_report_tool_outputs(turn) or _answer(user_texts, len(request.input)))
         return ModelResponse([{"type": "message", "role": "assistant", "content": text}])
 
     async def stream(self, request: ModelRequest) -> AsyncGenerator[str | Item | ModelResponse, None]:
-        """See :meth:`~agentmem.runner.StreamingModel.stream`; the text comes word by word."""
+        """Yield the answer word by word; see :meth:`~agentmem.runner.StreamingModel.stream`."""
         response = await self.respond(request)
         for item in response.output:
             for word in re.findall(r"\S+\s*", message_text(item)):
@@ -70,25 +70,25 @@ class OfflineModel:
         yield response
 
 
-def _answer(said: list[str], seen: int) -> str:
-    if not said:
-        return f"I am agentmem's offline model, no language model. I saw {seen} items and no message from you."
-    *before, message = said
+def _answer(user_texts: list[str], item_count: int) -> str:
+    if not user_texts:
+        return f"I am agentmem's offline model, no language model. I saw {item_count} items and no message from you."
+    *earlier, message = user_texts
     if re.search(r"\bsummar", message, re.IGNORECASE):
-        return _summary(before)
-    asked = _asked(message)
-    if asked:
-        return " ".join(_recall(subject, _facts(said), seen) for subject in asked)
+        return _summarize(earlier)
+    subjects = _asked_subjects(message)
+    if subjects:
+        return " ".join(_recall(subject, _facts(user_texts), item_count) for subject in subjects)
     if _facts([message]):
         return "I will remember: " + "; ".join(_facts([message]).values()) + "."
     return (
-        f"I am agentmem's offline model, no language model. I saw {seen} items, and I can tell you what you told "
+        f"I am agentmem's offline model, no language model. I saw {item_count} items, and I can tell you what you told "
         "me about yourself, or summarize our conversation."
     )
 
 
 def _facts(messages: list[str]) -> dict[str, str]:
-    """What the user said of themselves, turned round to "you"; later statements replace earlier ones."""
+    """Return what the user said about themselves, in the second person, by its subject; the latest statement counts."""
     facts: dict[str, str] = {}
     statements = (text for message in messages for text in _sentences(message) if not _QUESTION.search(text))
     for statement in statements:
@@ -100,24 +100,25 @@ def _facts(messages: list[str]) -> dict[str, str]:
     return facts
 
 
-def _asked(message: str) -> list[str]:
+def _asked_subjects(message: str) -> list[str]:
+    """Return what the message asks about: "name" for "What is my name?", "like" for "What do I like?"."""
     questions = " ".join(text for text in _sentences(message) if _QUESTION.search(text))
-    return [(noun or verb or "name").lower() for noun, verb, _ in _ASKED.findall(questions)]
+    return [(noun or verb or "name").lower() for noun, verb, _ in _ASKED_ABOUT.findall(questions)]
 
 
 def _sentences(message: str) -> list[str]:
     return re.split(r"(?<=[.!?])\s+", message)
 
 
-def _recall(subject: str, facts: dict[str, str], seen: int) -> str:
+def _recall(subject: str, facts: dict[str, str], item_count: int) -> str:
     fact = facts.get(subject)
     if fact is not None:
         return f"{fact[0].upper()}{fact[1:]}."
     what = f"what you {subject}" if re.fullmatch(_VERBS, subject) else f"your {subject}"
-    return f"I don't know {what}: it is not in the {seen} items that I was sent."
+    return f"I don't know {what}: it is not in the {item_count} items that I was sent."
 
 
-def _summary(messages: list[str]) -> str:
+def _summarize(messages: list[str]) -> str:
     if not messages:
         return "There is nothing to summarize: I was sent no earlier message of yours."
     lines = (message if len(message) <= 80 else f"{message[:79]}…" for message in messages)
@@ -131,41 +132,41 @@ def _since_last_user_message(items: Sequence[Item]) -> list[Item]:
     return turn
 
 
-def _tool_answer(turn: list[Item]) -> str:
-    """What the tools of this turn answered; a handoff's output is not for the user."""
+def _report_tool_outputs(turn: list[Item]) -> str:
+    """Report the outputs of the tools in this turn; the output of a handoff is not for the user."""
     names = {item.get("call_id"): str(item.get("name")) for item in turn if item.get("type") == "function_call"}
     outputs = [item for item in turn if item.get("type") == "function_call_output"]
-    told = [(names.get(item.get("call_id"), "tool"), item.get("output")) for item in outputs]
-    return " ".join(f"{name} says: {text}" for name, text in told if not name.startswith("transfer_to_"))
+    named_outputs = [(names.get(item.get("call_id"), "tool"), item.get("output")) for item in outputs]
+    return " ".join(f"{name} says: {text}" for name, text in named_outputs if not name.startswith("transfer_to_"))
 
 
-def _handed_to(turn: list[Item]) -> str:
-    """A word of welcome from the agent that the conversation was handed to in this turn."""
+def _handoff_greeting(turn: list[Item]) -> str:
+    """The greeting of the agent that the conversation was handed over to in this turn; "" without a handoff."""
     names = re.findall(r'^{"assistant":"(.+)"}$', "\n".join(str(item.get("output")) for item in turn), re.MULTILINE)
     return f"{names[-1]} here. " if names else ""
 
 
-def _call(message: str, turn: list[Item], tools: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The first tool that the message names, with arguments from the message, unless it was called in this turn."""
+def _choose_call(message: str, turn: list[Item], tools: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """Choose the first tool that the message names and that was not called in this turn; None if there is none."""
     called = {item.get("name") for item in turn if item.get("type") == "function_call"}
     words = set(re.findall(r"[^\W_]+", message.lower()))
     for tool in tools:
-        meant = set(tool["name"].lower().split("_")) - _SMALL_WORDS
-        arguments = _arguments(message, tool["parameters"]) if meant and meant <= words else None
+        name_words = set(tool["name"].lower().split("_")) - _SMALL_WORDS
+        arguments = _find_arguments(message, tool["parameters"]) if name_words and name_words <= words else None
         if arguments is not None and tool["name"] not in called:
             return {"name": tool["name"], "arguments": to_json(arguments).decode()}
     return None
 
 
-def _arguments(message: str, schema: dict[str, Any]) -> dict[str, Any] | None:
-    """Values for the required parameters, in their order; None where the message does not have enough."""
+def _find_arguments(message: str, schema: dict[str, Any]) -> dict[str, Any] | None:
+    """Find values for the required parameters in the message; None if it does not have enough."""
     numbers = re.findall(r"-?\d+(?:\.\d+)?", message)
-    names = [word for word in re.findall(r"[A-Z][\w'-]*|\d[\w-]*", message) if word not in _NO_NAMES]
-    kinds = {name: schema["properties"][name].get("type") for name in schema.get("required", ())}
-    texts = sum(kind == "string" for kind in kinds.values())
-    names = names[len(names) - texts :] if texts <= len(names) else []
+    names = [word for word in re.findall(r"[A-Z][\w'-]*|\d[\w-]*", message) if word not in _NOT_NAMES]
+    types = {name: schema["properties"][name].get("type") for name in schema.get("required", ())}
+    string_count = sum(kind == "string" for kind in types.values())
+    names = names[len(names) - string_count :] if string_count <= len(names) else []  # the last ones of the message
     arguments: dict[str, Any] = {}
-    for name, kind in kinds.items():
+    for name, kind in types.items():
         values = {"string": names, "integer": numbers, "number": numbers}.get(str(kind), [])
         if not values:
             return None

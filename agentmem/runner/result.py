@@ -1,4 +1,4 @@
-"""What a run gives back. Plain data."""
+"""The result of a run. Plain data."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from .model import Usage
 
 @dataclass(frozen=True)
 class RunResult:
-    """A finished run.
+    """The result of a finished run.
 
     Attributes:
-        final_output: text of the last message ("" where the model sent none), or an object of the last
-            agent's ``output_type``. None where the model asks for what only the caller can give.
-        new_items: what the run produced, oldest first, typed; the input is not among them.
+        final_output: the text of the last message ("" if there is none), or an instance of the last agent's
+            ``output_type``. None if the model asks for something that only the caller can give.
+        new_items: the items that the run produced, oldest first, without the input.
         usage: the sum over all model calls.
-        last_agent: the agent that gave the final output; give it to the next run to go on with it.
+        last_agent: the agent that was active at the end. Pass it to the next run to continue with it.
         input: the input of the run, as items.
-        replayed: the items from the session that the first model call was sent, before the input.
+        replayed: the items of the session that the first model call was sent before the input, oldest first.
     """
 
     final_output: Any
@@ -32,5 +32,5 @@ class RunResult:
     replayed: list[Item]
 
     def to_input_list(self) -> list[Item]:
-        """Input and new items together: the input of a next run that has no session."""
+        """Return the input and the new items, oldest first: the input for a next run without a session."""
         return [*self.input, *(item.to_input_item() for item in self.new_items)]

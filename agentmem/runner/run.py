@@ -1,35 +1,32 @@
-"""The Runner: what callers see of a run. What happens in one is in ``loop``.
+"""The Runner: the interface that callers use. What happens in a run is in ``loop``.
 
-Rules kept here:
+Rules:
 
-- Runs on one session in one process take turns.
-- An agent of the Agents SDK is handed to the SDK's own Runner, with the session.
+- In one process, one run at a time on each session.
+- An agent of the Agents SDK is handed over to the SDK's own Runner, together with the session.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import AbstractAsyncContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, TypedDict, overload
+from typing import Any, TypedDict, Unpack, overload
 
 from pydantic import BaseModel
 
 from ..items import Item, decode_item, encode_items
 from .agent import Agent
 from .config import RunConfig
-from .history import SessionLike, SyncSessionLike, async_session
+from .history import SessionLike, SyncSessionLike, unwrap_session
 from .loop import Run
 from .result import RunResult
+from .run_queue import run_queue
 from .sdk import sdk_runner
-from .stream import Emit, RunStream
-from .turnstile import turnstile
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
+from .stream import OnEvent, RunStream
 
 
 class RunOptions(TypedDict, total=False):
-    """The keyword arguments that all ways to run have; :meth:`Runner.run` describes them."""
+    """The keyword arguments of every method of the Runner; :meth:`Runner.run` describes them."""
 
     session: SessionLike | SyncSessionLike | None
     max_turns: int
@@ -38,11 +35,11 @@ class RunOptions(TypedDict, total=False):
 
 
 class Runner:
-    """Runs agents. It holds no state, so it is used without making one: ``await Runner.run(agent, "Hi")``.
+    """Runs agents. It has no state, so no object of it is needed: ``await Runner.run(agent, "Hi")``.
 
-    **Agents of the Agents SDK.** Each method takes one, too: the SDK's own Runner does the run, with the session,
-    and gives back the SDK's result. `input`, `context` and `run_config` are then what the SDK takes. For its
-    further options call its Runner yourself; agentmem's sessions work there just as well.
+    **Agents of the Agents SDK.** Every method also accepts one. Then the SDK's own Runner does the run, with the
+    session, and its result is returned. ``input``, ``context`` and ``run_config`` are those that the SDK accepts. For
+    its other options, call its Runner directly; it works with agentmem's sessions as well.
     """
 
     @overload
@@ -64,62 +61,68 @@ class Runner:
         context: object = None,
         run_config: Any = None,
     ) -> Any:
-        """Runs the agent on the input until a model answers without asking for a tool.
+        """Run the agent on the input until the model answers without calling a tool.
 
-        Each model call gets the session's replay window (less incomplete exchanges), the input, and what the run
-        has produced. After each one, what is new is appended in one batch: the first time with the input.
+        Each model call is sent the session's replay window without incomplete exchanges, the input, and what the run
+        has produced so far. After each model call, the new items are appended in one batch; the first batch includes
+        the input.
 
-        **Requests.** A model may ask for what only the caller can give: an approval, a computer's action, the output
-        of a custom tool. That ends the run; the request is the last of ``new_items``' calls without an output, and
-        waits in the session. It is replayed with its answer: give that as the next run's input.
+        **Requests to the caller.** A model can ask for something that only the caller can give: an approval, an action
+        on a computer, the output of a custom tool. The run then ends. The request is the call without an output in
+        ``new_items``, and it stays in the session. Pass the answer as the input of the next run; the request is sent
+        together with it.
 
-        **Retrying.** If a run fails, run again with the same input, or with an empty list. Where the session
-        ends with that input followed by tool outputs and no answer, the run goes on from there: it neither
-        stores the input again nor repeats the tools, and starts with the agent that was handed to.
+        **Retrying.** If a run fails, run again with the same input, or with an empty list. If the session ends with
+        that input, followed by tool outputs that the model has not answered, the run continues from there. It does not
+        store the input again and does not repeat the tools, and it starts with the agent that was active.
 
         Args:
-            agent: where to begin.
-            input: a user message, or items in the Responses input format. An empty list goes on with what
-                the session holds.
-            session: an agentmem session, async or sync, or any object with the Agents SDK's ``Session``
-                protocol. None: nothing is remembered.
-            max_turns: the most model calls of this run, 1 or more.
-            context: any object of yours, for tools and instruction functions, in a
-                :class:`~agentmem.runner.RunContext`; the model never sees it.
-            run_config: an :class:`~agentmem.runner.RunConfig`: settings of this run alone.
+            agent: the agent that is active first.
+            input: a user message, or items in the Responses input format. An empty list continues with what the
+                session holds.
+            session: an agentmem session, async or sync, or any object with the Agents SDK's ``Session`` protocol.
+                None: nothing is remembered.
+            max_turns: the most model calls of this run; 1 or more.
+            context: any object, for tools and instruction functions. They get it in a
+                :class:`~agentmem.runner.RunContext`; it is never sent to the model.
+            run_config: an :class:`~agentmem.runner.RunConfig` with settings of this run.
 
         Returns:
-            A :class:`RunResult`; the SDK's own result for an agent of the SDK.
+            A :class:`RunResult`. For an agent of the SDK, the SDK's result.
 
-        Concurrency: runs on one session in this process wait for each other, first come, first served, also
-        across threads and event loops (for foreign sessions: runs on the same object). Tool calls of one
-        response run at the same time.
+        Concurrency: runs on one session wait for each other in the order of their calls, also across the threads and
+        event loops of this process. (For a session that is not agentmem's: runs on the same object.) The tool calls of
+        one response run at the same time.
 
-        Cancellation: the model call or the tools under way are cancelled (a tool in a worker thread is waited
-        for, unless it has a time limit) and nothing of that step is stored; steps before it are.
+        Cancellation: the model call or the tools of the moment are cancelled, and nothing of them is stored; what was
+        complete before is. A tool in a worker thread cannot be cancelled and is waited for, unless it has a time limit.
 
         Raises:
-            ModelError: the model could not be called or its answer cannot be used.
-            MaxTurnsExceeded: the model still asked for tools after `max_turns` calls. What they gave is stored.
-            ToolError: a tool with ``raise_errors`` failed; its step is not stored.
-            RunError: the instructions' function or the ``session_input_callback`` failed; or a tool started a
-                run on the session of its own run.
-            InvalidItemError: an item of the input (or of a foreign model's answer) is no faithful JSON.
-            StorageError, SessionClosedError: from the session.
-            TypeError, ValueError: an argument that is none.
+            ModelError: the model could not be called, or its answer is unusable.
+            MaxTurnsExceeded: the model still asked for tools after ``max_turns`` calls. The outputs of the last ones
+                are stored.
+            ToolError: a tool with ``raise_errors=True`` failed. Nothing of the model call that asked for it is stored.
+            RunError: the instructions function or the ``session_input_callback`` failed; or a tool started a run on the
+                session of its own run.
+            InvalidItemError: an item of the input, or of the answer of a model of your own, has no faithful JSON form.
+            StorageError: the session's database failed; ``agentmem.errors`` lists the kinds.
+            SessionClosedError: the session was closed.
+            TypeError: an argument has the wrong type.
+            ValueError: ``max_turns`` is less than 1, or the input is empty and there is no session.
 
-            The message of each of agentmem's errors ends with what the session now holds of this turn.
+            The message of each error of agentmem's that is raised in the run ends with what the session now holds of
+            this turn.
         """
-        core = async_session(session)
+        async_session = unwrap_session(session)
         runner = sdk_runner(agent, run_config)
         if runner is not None:
-            async with _turn(core):
+            async with _hold_session(async_session):
                 return await runner.run(
-                    agent, input, session=core, max_turns=max_turns, context=context, run_config=run_config
+                    agent, input, session=async_session, max_turns=max_turns, context=context, run_config=run_config
                 )
-        run = _checked_run(agent, input, core, max_turns, context, run_config)
-        async with _turn(core):
-            return await run.finish(max_turns)
+        run = _checked_run(agent, input, async_session, max_turns, context, run_config)
+        async with _hold_session(async_session):
+            return await run.run(max_turns)
 
     @overload
     @staticmethod
@@ -138,13 +141,13 @@ class Runner:
         context: object = None,
         run_config: Any = None,
     ) -> Any:
-        """:meth:`run`, for code that is not async: scripts, threads, notebooks, also while a loop is running.
+        """Do the same as :meth:`run`, in sync code: scripts, threads and notebooks, also while an event loop runs.
 
-        It runs on agentmem's background event loop, and blocks the calling thread until it is done.
+        The run is on agentmem's background event loop. The calling thread waits for it.
 
         Raises:
-            RuntimeError: called on that background loop itself; ``await Runner.run(...)`` there.
-            Everything else: see :meth:`run`.
+            RuntimeError: it was called on that background loop; use ``await Runner.run(...)`` there.
+            Everything that :meth:`run` raises.
         """
         from ..blocking import run_blocking
 
@@ -174,40 +177,41 @@ class Runner:
         context: object = None,
         run_config: Any = None,
     ) -> Any:
-        """:meth:`run`, event by event while it happens: text, calls, tool outputs, handoffs, last the result.
+        """Do the same as :meth:`run`, and yield events meanwhile: text, calls, tool outputs, handoffs, then the result.
 
-        The run begins when the first event is asked for. What is stored when, and the errors, are those of
-        :meth:`run`; :class:`RunStream` says what is stored when it is closed or cancelled midway.
+        The run starts when the first event is asked for. It stores the same as :meth:`run` at the same times.
+        :class:`RunStream` says what is stored when it is closed or cancelled before the end.
 
         Returns:
-            A :class:`RunStream`; the SDK's ``RunResultStreaming`` for an agent of the SDK, whose runs on one
-            session do not wait for each other.
+            A :class:`RunStream`. For an agent of the SDK, the SDK's ``RunResultStreaming``; such runs on one session do
+            not wait for each other.
 
         Raises:
-            TypeError, ValueError, InvalidItemError: an argument that is none. Everything else comes from the stream.
+            TypeError, ValueError, InvalidItemError: as in :meth:`run`, for an argument. The stream raises everything
+                else.
         """
-        core = async_session(session)
+        async_session = unwrap_session(session)
         runner = sdk_runner(agent, run_config)
         if runner is not None:
             return runner.run_streamed(
-                agent, input, session=core, max_turns=max_turns, context=context, run_config=run_config
+                agent, input, session=async_session, max_turns=max_turns, context=context, run_config=run_config
             )
-        run = _checked_run(agent, input, core, max_turns, context, run_config)
+        run = _checked_run(agent, input, async_session, max_turns, context, run_config)
 
-        async def start(emit: Emit) -> RunResult:
-            async with _turn(core):
-                return await run.finish(max_turns, emit)
+        async def start(on_event: OnEvent) -> RunResult:
+            async with _hold_session(async_session):
+                return await run.run(max_turns, on_event)
 
         return RunStream(start)
 
 
-def _input_items(given: str | Iterable[Item | BaseModel]) -> list[Item]:
-    if isinstance(given, str):
-        return [{"role": "user", "content": given}]
-    if not isinstance(given, Iterable):
-        raise TypeError(f"input is a string or a list of items, got {type(given).__name__}")
-    # A copy in plain JSON: what is stored and what is sent are the same, whatever the caller does to his.
-    return [decode_item(text) for text in encode_items(given)]
+def _to_items(input: str | Iterable[Item | BaseModel]) -> list[Item]:
+    if isinstance(input, str):
+        return [{"role": "user", "content": input}]
+    if not isinstance(input, Iterable):
+        raise TypeError(f"input is a string or a list of items, got {type(input).__name__}")
+    # A copy in plain JSON, so that the same is stored and sent even if the caller changes the items meanwhile.
+    return [decode_item(text) for text in encode_items(input)]
 
 
 def _checked_run(
@@ -219,16 +223,16 @@ def _checked_run(
     config = RunConfig() if run_config is None else run_config
     if not isinstance(config, RunConfig):
         raise TypeError(f"run_config is an agentmem.RunConfig, got {run_config!r}")
-    given = _input_items(input)
-    if not given and session is None:
+    input_items = _to_items(input)
+    if not input_items and session is None:
         raise ValueError("the input is empty and there is no session to go on with")
     if isinstance(max_turns, bool) or not isinstance(max_turns, int) or max_turns < 1:
         raise ValueError(f"max_turns is an int of 1 or more, got {max_turns!r}")
-    return Run(agent, session, given, config, context)
+    return Run(agent, session, input_items, config, context)
 
 
-def _turn(session: SessionLike | None) -> AbstractAsyncContextManager[None]:
+def _hold_session(session: SessionLike | None) -> AbstractAsyncContextManager[None]:
     if session is None:
         return nullcontext()
     key = getattr(session, "run_key", None)
-    return turnstile.turn(("object", id(session)) if key is None else key, session.session_id)
+    return run_queue.hold(("object", id(session)) if key is None else key, session.session_id)

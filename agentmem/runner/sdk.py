@@ -1,6 +1,6 @@
-"""Runs of the Agents SDK's agents: handed over to the SDK's own Runner.
+"""Agents of the Agents SDK: their runs are handed over to the SDK's own Runner.
 
-The SDK is never imported here: whoever has one of its agents has loaded it.
+The SDK is never imported here. A caller who has one of its agents has loaded it.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from .config import RunConfig
 
 
 def sdk_runner(agent: object, run_config: object) -> Any:
-    """The SDK's ``Runner``, if `agent` is one of the SDK's; else None.
+    """Return the SDK's ``Runner`` if `agent` is an agent of the SDK, else None.
 
     Raises:
-        TypeError: such an agent with a ``run_config`` of agentmem's.
+        TypeError: it is, and ``run_config`` is agentmem's and not the SDK's.
     """
     if not any(base.__module__ == "agents.agent" for base in type(agent).__mro__):
         return None

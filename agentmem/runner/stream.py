@@ -1,10 +1,10 @@
-"""A streamed run: its events while they happen.
+"""A streamed run: the caller gets its events while they happen.
 
-Rules kept here:
+Rules:
 
-- The run is a task of its own, so it goes on while the consumer is busy, and lets the next run on its session
-  begin as soon as it is over. Events wait in memory until they are taken.
-- Nothing is started before the first event is asked for. Whoever leaves early ends the run, and waits until it
+- The run is a task of its own. So it goes on while the caller is busy, and the next run on its session can begin as
+  soon as it ends. Its events wait in memory until the caller takes them.
+- The run starts when the caller asks for the first event. A caller who leaves early cancels the run, and waits until it
   has ended.
 """
 
@@ -23,21 +23,27 @@ from .result import RunResult
 
 @dataclass(frozen=True)
 class TextDelta:
-    """A piece of a message's text (or refusal), in the order in which the model writes it."""
+    """A piece of the text (or refusal) of a message, in the order in which the model writes them.
+
+    Attributes:
+        text: the piece.
+        agent_name: the name of the active agent.
+    """
 
     text: str
     agent_name: str
 
 
 RunEvent: TypeAlias = "TextDelta | RunItem | RunResult"
-"""What a streamed run yields: pieces of text, each typed item of ``agentmem.items`` when it is whole (a message, a
-call; a tool's output as soon as that tool is done; a handoff), and last the result."""
+"""An event of a streamed run: a piece of text; an item of ``agentmem.items`` when it is complete (a message, a call, a
+handoff, or the output of a tool as soon as that tool is done); and, as the last event, the result."""
 
-Emit = Callable[["TextDelta | RunItem"], None]
+OnEvent = Callable[["TextDelta | RunItem"], None]
+"""A function that takes each event but the result."""
 
 
 class RunStream:
-    """The events of one run, oldest first; made by :meth:`Runner.run_streamed`.
+    """The events of one run, in the order in which they happen. Created by :meth:`Runner.run_streamed`.
 
     ::
 
@@ -46,70 +52,76 @@ class RunStream:
                 if isinstance(event, TextDelta):
                     print(event.text, end="")
 
-    It is iterated once, by one task. The error that a failed run raises comes after the events that led to it. An
-    event of a model call that fails later on (its text, its calls) was seen but is not stored.
+    One task can iterate over it, once. If the run fails, its error is raised after the events that came before it. The
+    events of a model call that fails later (its text, its calls) were seen, but are not stored.
 
-    Leaving the ``async with`` early, :meth:`close`, or cancelling the task that iterates ends the run: the model
-    call or the tools under way are cancelled. The session then holds the steps that were complete, each a whole
-    exchange: the input together with the first response, calls together with their outputs; nothing where not
-    even the first response was. Running again with the same input goes on from there.
+    The run is cancelled, with its model call or its tools, when the ``async with`` block is left early, when
+    :meth:`close` is called, or when the task that iterates is cancelled. The session then holds what was complete: the
+    input together with the first response, and calls together with their outputs. It holds nothing of the run if not
+    even the first response was complete. Running again with the same input continues from there.
     """
 
-    def __init__(self, start: Callable[[Emit], Coroutine[Any, Any, RunResult]]) -> None:
+    def __init__(self, start: Callable[[OnEvent], Coroutine[Any, Any, RunResult]]) -> None:
         self._start = start
         self._events: asyncio.Queue[TextDelta | RunItem | None] = asyncio.Queue()
-        self._run: asyncio.Task[RunResult] | None = None
-        self._begun = self._outcome_told = False
+        self._task: asyncio.Task[RunResult] | None = None
+        self._is_used = False  # iterated or closed
+        self._is_outcome_delivered = False
+
+    def __repr__(self) -> str:
+        if self._task is None:
+            return "<RunStream: not started>"
+        return "<RunStream: ended>" if self._task.done() else "<RunStream: running>"
 
     def __aiter__(self) -> AsyncGenerator[RunEvent, None]:
-        """The events; what a failed run raises is raised after them, see :meth:`Runner.run`.
+        """Return an iterator over the events. After them it raises the error of a failed run; see :meth:`Runner.run`.
 
         Raises:
-            RuntimeError: it was iterated or closed before.
+            RuntimeError: the stream was iterated or closed before.
         """
-        if self._begun:
+        if self._is_used:
             raise RuntimeError("a run's stream is iterated once; start another run")
-        self._begun = True
+        self._is_used = True
         return self._iterate()
 
     async def _iterate(self) -> AsyncGenerator[RunEvent, None]:
         try:
-            self._run = asyncio.get_running_loop().create_task(self._start(self._events.put_nowait))
-            self._run.add_done_callback(lambda run: self._events.put_nowait(None))
+            self._task = asyncio.get_running_loop().create_task(self._start(self._events.put_nowait))
+            self._task.add_done_callback(lambda task: self._events.put_nowait(None))
             while (event := await self._events.get()) is not None:
                 yield event
-            self._outcome_told = True
-            yield self._run.result()
+            self._is_outcome_delivered = True
+            yield self._task.result()
         finally:
-            await self._end()
+            await self._cancel_and_wait()
 
     async def result(self) -> RunResult:
-        """Takes the events that are left without looking at them; the result of the run.
+        """Run to the end, and return the result without the other events.
 
         Raises:
-            RuntimeError: it was iterated or closed before.
-            Everything else: see :meth:`Runner.run`.
+            RuntimeError: the stream was iterated or closed before.
+            Everything that :meth:`Runner.run` raises.
         """
         *_, last = [event async for event in self]
         assert isinstance(last, RunResult)  # the last event of a run that did not fail
         return last
 
     async def close(self) -> None:
-        """End the run, if it is still under way, and wait until it has ended. Idempotent.
+        """Cancel the run, if it has not ended, and wait until it has. A second call does nothing.
 
         Raises:
-            Whatever the run had failed with, if the stream was not iterated far enough to raise it.
+            The error of a run that had failed before, if the iteration has not raised it yet.
         """
-        self._begun = True
-        await self._end()
-        if self._run is not None and not self._outcome_told and not self._run.cancelled():
-            self._outcome_told = True
-            self._run.result()
+        self._is_used = True
+        await self._cancel_and_wait()
+        if self._task is not None and not self._is_outcome_delivered and not self._task.cancelled():
+            self._is_outcome_delivered = True
+            self._task.result()
 
-    async def _end(self) -> None:
-        if self._run is not None and not self._run.done():
-            self._run.cancel()
-            await despite_cancellation(_ended(self._run))
+    async def _cancel_and_wait(self) -> None:
+        if self._task is not None and not self._task.done():
+            self._task.cancel()
+            await despite_cancellation(_wait_until_done(self._task))
 
     async def __aenter__(self) -> RunStream:
         return self
@@ -120,9 +132,9 @@ class RunStream:
         if kind is None:
             await self.close()
         else:
-            self._outcome_told = True  # the error under way is the one to raise
+            self._is_outcome_delivered = True  # the caller's error is raised instead
             await self.close()
 
 
-async def _ended(run: asyncio.Task[Any]) -> None:
-    await asyncio.wait([run])
+async def _wait_until_done(task: asyncio.Task[Any]) -> None:
+    await asyncio.wait([task])

@@ -1,12 +1,12 @@
-"""Function tools: a Python function that the model may call.
+"""Function tools: Python functions that the model can call, and the calls of them.
 
-Rules kept here:
+Rules:
 
-- The JSON schema and the validation of arguments come from the function's signature, through pydantic.
-- Calls of one response run at the same time: async functions on the event loop, others in worker threads.
-- A parameter annotated ``RunContext`` is the run's, not the model's: it is not in the schema.
-- What goes wrong in a tool is told to the model, which can mend its call or say so, unless the tool was
-  declared with ``raise_errors=True``.
+- The JSON schema and the validation of the arguments come from the function's signature, through pydantic.
+- The calls of one response run at the same time: async functions on the event loop, others in worker threads.
+- A parameter annotated ``RunContext`` gets the run's context. It is not in the schema.
+- The model is told of an error in a tool, so that it can correct its call or tell the user. A tool with
+  ``raise_errors=True`` ends the run instead.
 """
 
 from __future__ import annotations
@@ -35,33 +35,39 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _NO_RUN: RunContext[Any] = RunContext(None, "")
-_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")  # what the API takes as a function's name
+_FUNCTION_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")  # the names that the API accepts
 
 
 @dataclass(frozen=True)
 class ToolOutput:
-    """What a call gave: the `value` that the function returned, and the `text` that the model gets."""
+    """The output of a call.
+
+    Attributes:
+        value: what the function returned.
+        text: the text that the model gets.
+    """
 
     value: Any
     text: str
 
 
 class FunctionTool(Generic[P, R]):
-    """A function that the model may call; made by :func:`function_tool`. Calling it calls the function.
+    """A function that the model can call. Created by :func:`function_tool`; calling it calls the function.
 
     Attributes:
-        name, description: as the model sees them.
-        parameters: JSON schema of the arguments.
-        strict: whether the API holds the model to that schema exactly. It does wherever strict mode can
-            express the signature; parameters with defaults it cannot, so such a tool is sent without it.
+        name: the function's name for the model.
+        description: the function's description for the model.
+        parameters: the JSON schema of the arguments.
+        strict: whether the API makes sure that the model's arguments fit the schema. It does if strict mode can express
+            the signature. It cannot express a parameter with a default.
         raise_errors: whether an error of the function ends the run.
-        timeout_s: how long a call may take, in seconds; None for as long as it likes.
+        timeout_s: the most seconds that a call may take; None for no limit.
         function: the plain function.
 
     Raises:
-        TypeError: a signature that has no JSON form: positional-only, ``*args`` and ``**kwargs`` parameters,
-            or an annotation unknown to pydantic.
-        ValueError: a name that the API refuses, or a time limit that is not above 0.
+        TypeError: the signature has no JSON form, because it has positional-only, ``*args`` or ``**kwargs`` parameters,
+            or an annotation that pydantic does not know.
+        ValueError: the API does not accept the name, or ``timeout_s`` is not above 0.
     """
 
     def __init__(
@@ -82,15 +88,15 @@ class FunctionTool(Generic[P, R]):
             raise ValueError(f"the tool {self.name!r}: timeout_s is a number of seconds above 0, got {timeout_s!r}")
         self.raise_errors = raise_errors
         self.timeout_s = timeout_s
-        self._arguments, self._context_parameter = _arguments_adapter(function, self.name)
-        schema = self._arguments.json_schema()
+        self._arguments_adapter, self._context_parameter = _inspect_signature(function, self.name)
+        schema = self._arguments_adapter.json_schema()
         all_required = len(schema.get("required", ())) == len(schema["properties"])
         strict = strict_schema(schema) if all_required else None
         self.strict = strict is not None
         self.parameters = schema if strict is None else strict
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Calls the plain function."""
+        """Call the plain function."""
         return self.function(*args, **kwargs)
 
     def __repr__(self) -> str:
@@ -98,43 +104,48 @@ class FunctionTool(Generic[P, R]):
 
     @property
     def spec(self) -> dict[str, Any]:
-        """The tool as the Responses API takes it."""
+        """The tool in the format of the Responses API."""
         return function_spec(self.name, self.description, self.parameters, strict=self.strict)
 
     async def invoke(self, arguments: str, context: RunContext[Any] = _NO_RUN) -> ToolOutput:
-        """Calls the function with the arguments that the model wrote, as JSON text.
+        """Call the function with the model's arguments.
 
-        Arguments that do not fit the signature are reported in the returned text, and so is the function's
-        own error, by name and message, and that its time was up.
+        If the arguments do not fit the signature, the function raises an error, or its time is up, the text of the
+        output says so.
 
-        Cancellation: an async function is cancelled; one in a worker thread cannot be, and is waited for, unless
-        it has a time limit.
+        Args:
+            arguments: a JSON object as text, as the model wrote it.
+            context: the run's context, for a parameter that is annotated ``RunContext``.
+
+        Cancellation: an async function is cancelled. A function in a worker thread cannot be cancelled. It is waited
+        for, unless it has a time limit.
 
         Raises:
-            ToolError: from the function's error, if ``raise_errors`` is set.
+            ToolError: the function raised an error or its time is up, and ``raise_errors`` is set. Its ``__cause__`` is
+                the error.
         """
         try:
             # Some servers send "" for no arguments.
-            args, kwargs = self._arguments.validate_json(arguments or "{}")
+            args, kwargs = self._arguments_adapter.validate_json(arguments or "{}")
         except ValidationError as error:
-            return _problem(f"invalid arguments for {self.name}: {_summary(error)}")
+            return _error_output(f"invalid arguments for {self.name}: {_summarize(error)}")
         if self._context_parameter is not None:
             kwargs[self._context_parameter] = context
         try:
             value = await self._call(args, kwargs)
-            return ToolOutput(value, _as_text(value))
+            return ToolOutput(value, _to_text(value))
         except Exception as error:
-            return self.failed(error)
+            return self.output_for_error(error)
 
-    def failed(self, error: BaseException) -> ToolOutput:
-        """What the model is told of an error of the function.
+    def output_for_error(self, error: BaseException) -> ToolOutput:
+        """Return the output that tells the model of an error of the function.
 
         Raises:
-            ToolError: from it, if ``raise_errors`` is set.
+            ToolError: ``raise_errors`` is set. Its ``__cause__`` is `error`.
         """
         if self.raise_errors:
             raise ToolError(f"the tool {self.name!r} failed: {type(error).__name__}: {error}") from error
-        return _problem(f"{self.name} failed: {type(error).__name__}: {error}")
+        return _error_output(f"{self.name} failed: {type(error).__name__}: {error}")
 
     async def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call: Callable[[], Any] = functools.partial(self.function, *args, **kwargs)
@@ -167,7 +178,7 @@ def function_tool(
     raise_errors: bool = False,
     timeout_s: float | None = None,
 ) -> Any:
-    """Makes a function a tool that an :class:`~agentmem.runner.Agent` can use; with or without options.
+    """Decorate a function as a tool for an :class:`~agentmem.runner.Agent`, with or without options.
 
     ::
 
@@ -175,18 +186,20 @@ def function_tool(
         def get_weather(city: Annotated[str, Field(description="Name of the city")]) -> str:
             "The weather in a city."
 
-    The function may be ``async``; a plain one runs in a worker thread, so it may block but must be
-    thread-safe: several calls run at once. Arguments are validated, and coerced where pydantic does so. A
-    returned string goes to the model as it is, any other value as JSON, and what JSON cannot hold as ``str(value)``.
-    A parameter annotated :class:`~agentmem.runner.RunContext` is given the run's, and the model does not see it.
+    The function may be ``async``. A plain function runs in a worker thread, so it may block; it must be thread-safe,
+    because several calls run at once. The arguments are validated, and converted where pydantic does so. The model gets
+    a returned string as it is, any other value as JSON, and a value without a JSON form as ``str(value)``. A parameter
+    annotated :class:`~agentmem.runner.RunContext` gets the run's context, and the model does not see it.
 
     Args:
-        name: what the model calls it; by default the function's name.
-        description: by default the first paragraph of the docstring.
-        raise_errors: end the run with :class:`~agentmem.errors.ToolError` when the function raises. By
-            default the model is told. (Arguments that do not fit are the model's mistake, and always told to it.)
-        timeout_s: seconds that a call may take; then it counts as failed with ``TimeoutError``. An async function
-            is cancelled; a thread cannot be, so a plain one runs on to its end, and what it returns is dropped.
+        name: the function's name for the model. Default: its name.
+        description: the function's description for the model. Default: the first paragraph of its docstring.
+        raise_errors: whether an error of the function ends the run with :class:`~agentmem.errors.ToolError`. By
+            default, the model is told of the error. Arguments that do not fit are the model's mistake; the model is
+            always told of them.
+        timeout_s: the most seconds that a call may take. After that it has failed with ``TimeoutError``. An async
+            function is cancelled. A plain function cannot be cancelled; it runs to its end, and what it returns is
+            dropped. Default: no limit.
 
     Raises:
         TypeError, ValueError: see :class:`FunctionTool`.
@@ -198,24 +211,28 @@ def function_tool(
 
 
 def function_spec(name: str, description: str, parameters: dict[str, Any], *, strict: bool) -> dict[str, Any]:
-    """A function as the Responses API takes it (https://platform.openai.com/docs/guides/function-calling)."""
+    """Return a function in the format of the API: https://platform.openai.com/docs/guides/function-calling."""
     return {
         "type": "function",
         "name": name,
         "description": description,
         "parameters": parameters,
-        "strict": strict,  # explicit, because the API tries strict mode where it is left out
+        "strict": strict,  # always given, because the API tries strict mode without it
     }
 
 
 def check_name(name: str, what: str) -> str:
-    """`name`, if the API takes it as the name of a function.
+    """Return a function's name, if the API accepts it.
+
+    Args:
+        name: the name.
+        what: what has the name, for the error's message.
 
     Raises:
-        ValueError: it does not.
+        ValueError: the API does not accept the name.
     """
-    if not _NAME.fullmatch(name):
-        raise ValueError(f"{what} cannot be called {name!r}: the API takes 1 to 64 letters, digits, _ and -")
+    if not _FUNCTION_NAME.fullmatch(name):
+        raise ValueError(f"{what} cannot be called {name!r}: the API accepts 1 to 64 letters, digits, _ and -")
     return name
 
 
@@ -225,53 +242,63 @@ async def run_calls(
     context: RunContext[Any] = _NO_RUN,
     on_output: Callable[[Item, ToolOutput], None] = lambda call, output: None,
 ) -> list[ToolOutput]:
-    """Runs the ``function_call`` items at the same time; their outputs come in the order of the calls.
+    """Run ``function_call`` items at the same time.
 
     Args:
-        on_output: called with each call and its output as soon as there is one.
+        calls: the items.
+        tools: the tools, by name.
+        context: the run's context.
+        on_output: called with each call and its output, as soon as the call is done.
 
-    Cancellation: cancels all of them; returns or raises only when none is running any more.
+    Returns:
+        The outputs in the order of the calls. A call of an unknown tool gets an output that says so.
+
+    Cancellation: all calls are cancelled. This function ends only when none of them is running.
 
     Raises:
-        ToolError: a tool with ``raise_errors`` failed; the others were cancelled. The first one counts.
-        SystemExit, KeyboardInterrupt: likewise, from any tool.
+        ToolError: a tool with ``raise_errors=True`` failed. The other calls are cancelled.
+        SystemExit, KeyboardInterrupt: a tool raised it. The other calls are cancelled.
     """
     outputs: list[ToolOutput | None] = [None] * len(calls)
-    failures: list[BaseException] = []
+    fatal_errors: list[BaseException] = []
 
-    async def answer(call: Item) -> ToolOutput:
+    async def call_tool(call: Item) -> ToolOutput:
         name = call.get("name")
         tool = tools.get(name) if isinstance(name, str) else None
         if tool is None:
-            return _problem(f"there is no tool called {name!r}; there are: {', '.join(tools) or 'none'}")
+            return _error_output(f"there is no tool called {name!r}; there are: {', '.join(tools) or 'none'}")
         try:
             return await tool.invoke(str(call.get("arguments") or ""), context)
         except asyncio.CancelledError as error:
             if group.cancel_scope.cancel_called or anyio.current_effective_deadline() == -math.inf:
                 raise
-            return tool.failed(error)  # something that it awaited was cancelled, and not the run
+            return tool.output_for_error(error)  # not the run was cancelled, but something that the tool awaited
 
-    async def run(index: int, call: Item) -> None:
+    async def run_call(index: int, call: Item) -> None:
         try:
-            output = outputs[index] = await answer(call)
+            output = outputs[index] = await call_tool(call)
             on_output(call, output)
         except (ToolError, SystemExit, KeyboardInterrupt) as error:
-            # Kept instead of raised: a task group would wrap it into an exception group, and asyncio would end the
-            # event loop on the last two, which for ``run_sync`` is that of all sync calls.
-            failures.append(error)
+            # Kept instead of raised: the task group would wrap it into an exception group. The last two would also
+            # stop the event loop, which in ``run_sync`` is the loop of all sync calls.
+            fatal_errors.append(error)
             group.cancel_scope.cancel()
 
     async with anyio.create_task_group() as group:
         for index, call in enumerate(calls):
-            group.start_soon(run, index, call)
-    if failures:
-        raise failures[0]
+            group.start_soon(run_call, index, call)
+    if fatal_errors:
+        raise fatal_errors[0]
     return [output for output in outputs if output is not None]
 
 
-def _arguments_adapter(function: Callable[..., Any], name: str) -> tuple[TypeAdapter[Any], str | None]:
-    """Validates JSON arguments by the function's signature, and gives back ``(args, kwargs)``; and the name of the
-    parameter that the model does not give."""
+def _inspect_signature(function: Callable[..., Any], name: str) -> tuple[TypeAdapter[Any], str | None]:
+    """Create the adapter that validates a function's arguments.
+
+    Returns:
+        The adapter, which converts a JSON object to ``(args, kwargs)``; and the name of the parameter for the run's
+        context, which is not among the arguments (None if there is none).
+    """
     signature = inspect.signature(function)
     for parameter in signature.parameters.values():
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
@@ -280,17 +307,17 @@ def _arguments_adapter(function: Callable[..., Any], name: str) -> tuple[TypeAda
                 "gives arguments by name only: make it a plain parameter"
             )
 
-    # Stands in for the function, so that validating does not call it: it must run elsewhere, and its own
-    # ValidationError must not pass for one of its arguments.
+    # pydantic validates the arguments for this function and calls it, instead of the tool's own. That one must run
+    # elsewhere, and a ValidationError that it raises itself must not count as one of its arguments.
     @functools.wraps(function)
-    def bind(*args: Any, **kwargs: Any) -> Any:
+    def return_arguments(*args: Any, **kwargs: Any) -> Any:
         return args, kwargs
 
-    stand_in: Any = bind  # pydantic takes functions, which its types do not say
+    stand_in: Any = return_arguments  # Any, because pydantic accepts functions but its types do not
     try:
         hidden = context_parameter(function, signature)
-        given = [parameter for parameter in signature.parameters.values() if parameter.name != hidden]
-        stand_in.__signature__ = signature.replace(parameters=given)
+        visible = [parameter for parameter in signature.parameters.values() if parameter.name != hidden]
+        stand_in.__signature__ = signature.replace(parameters=visible)
         adapter: TypeAdapter[Any] = TypeAdapter(stand_in)
         adapter.json_schema()
     except (PydanticUserError, NameError) as error:
@@ -302,26 +329,26 @@ def _first_paragraph(function: Callable[..., Any]) -> str:
     return " ".join((inspect.getdoc(function) or "").split("\n\n")[0].split())
 
 
-def _summary(error: ValidationError) -> str:
+def _summarize(error: ValidationError) -> str:
     problems = error.errors(include_url=False, include_context=False, include_input=False)
     return "; ".join(f"{'.'.join(map(str, problem['loc'])) or 'all'}: {problem['msg']}" for problem in problems)
 
 
-def _problem(text: str) -> ToolOutput:
-    text = _sendable(f"Error: {text}")
+def _error_output(text: str) -> ToolOutput:
+    text = _replace_lone_surrogates(f"Error: {text}")
     return ToolOutput(text, text)
 
 
-def _as_text(value: Any) -> str:
+def _to_text(value: Any) -> str:
     if isinstance(value, str):
-        return _sendable(value)
+        return _replace_lone_surrogates(value)
     try:
         return to_json(value).decode()
-    except ValueError:  # PydanticSerializationError is one
-        return _sendable(str(value))
+    except ValueError:  # PydanticSerializationError is a ValueError
+        return _replace_lone_surrogates(str(value))
 
 
-def _sendable(text: str) -> str:
-    # A lone surrogate (an undecodable file name, say) has no UTF-8 form: stored, it would make every later
-    # request of the session fail.
+def _replace_lone_surrogates(text: str) -> str:
+    # A lone surrogate (as in a file name that cannot be decoded) has no UTF-8 form. If it were stored, every later
+    # request of the session would fail.
     return text.encode("utf-8", "replace").decode()

@@ -45,7 +45,7 @@ def test_arguments_may_be_given_by_position() -> None:
         ({"model": 3}, "a model's name, a Model object or None"),
         ({"model": OfflineModel}, "the class OfflineModel; make an object"),
         ({"tools": [len]}, "decorate it with @function_tool"),
-        ({"tools": ["now"]}, "which is no tool"),
+        ({"tools": ["now"]}, "which is not a tool"),
         ({"handoffs": ["A"]}, "handoffs is a list of agents"),
         ({"handoffs": "A"}, "handoffs is a list of agents"),
         ({"output_type": int}, "a pydantic model or a dataclass"),
@@ -122,5 +122,5 @@ def test_an_output_type_is_asked_for_in_strict_mode_and_parsed() -> None:
 
 
 def test_a_text_that_is_no_output_type_is_a_model_error_that_quotes_it() -> None:
-    with pytest.raises(ModelError, match=r"no Answer \(Field required\).*\{\}"):
+    with pytest.raises(ModelError, match=r"not a valid Answer \(Field required\).*\{\}"):
         Agent("A", "", output_type=Answer).parse("{}")

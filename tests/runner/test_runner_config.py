@@ -234,7 +234,7 @@ async def test_tools_are_handed_the_context_object_itself(session: AsyncSQLiteSe
 
 @pytest.mark.parametrize(
     ("instructions", "complaint"),
-    [(lambda run: 1 / 0, "failed: ZeroDivisionError"), (lambda run: None, "gave no string but None")],
+    [(lambda run: 1 / 0, "failed: ZeroDivisionError"), (lambda run: None, "returned None and not a string")],
 )
 async def test_instructions_that_fail_end_the_run_and_say_what_the_session_holds(
     session: AsyncSQLiteSession, instructions: Any, complaint: str

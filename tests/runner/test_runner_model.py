@@ -19,7 +19,7 @@ from responses_server import ResponsesServer, call, message, reasoning, response
 
 from agentmem.errors import ModelError
 from agentmem.runner import Agent, Model, OfflineModel, OpenAIResponsesModel, Runner, Usage, function_tool
-from agentmem.runner import client as client_module
+from agentmem.runner.client import clients_by_loop
 from agentmem.runner.model import ModelRequest
 
 pytestmark = pytest.mark.anyio
@@ -293,7 +293,7 @@ def test_runs_on_one_loop_share_a_connection_that_is_closed_with_the_loop(
     assert len(server.connections) == 1
     asyncio.run(talk())
     assert len(server.connections) == 2
-    assert [loop for loop in client_module._clients if loop.is_closed()] == []
+    assert [loop for loop in clients_by_loop() if loop.is_closed()] == []
     # Had a connection been left open, collecting it would be a ResourceWarning, which fails the test.
     gc.collect()
 
@@ -307,8 +307,8 @@ async def test_many_first_calls_at_once_make_one_client(
         for _ in range(8):
             server.answer(message("Hello"))
             group.start_soon(OpenAIResponsesModel("m").respond, HELLO)
-    mine = client_module._clients[asyncio.get_running_loop()]
-    assert len([environment for environment in mine if environment[0] == "many"]) == 1
+    mine = clients_by_loop()[asyncio.get_running_loop()]
+    assert [client.api_key for client in mine].count("many") == 1
 
 
 def test_importing_the_runner_does_not_import_openai() -> None:

@@ -415,7 +415,7 @@ async def test_an_output_type_is_the_final_output(
 
     agent = Agent("A", None, model, output_type=Weather)
     server.answer(message("no JSON"))
-    with pytest.raises(ModelError, match=r"no Weather.*nothing was added"):
+    with pytest.raises(ModelError, match=r"not a valid Weather.*nothing was added"):
         await Runner.run(agent, "Weather?", session=session)
     assert await session.get_items() == []
     server.answer(message('{"city": "Nice", "sunny": true}'))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import openai
 import pytest
@@ -449,8 +450,9 @@ async def test_closing_raises_what_the_run_had_failed_with_if_nobody_was_told(
     stream = Runner.run_streamed(Agent("A", None, model), "Hi")
     events = aiter(stream)  # kept: dropping it would end the run
     assert isinstance(await anext(events), TextDelta)
-    assert stream._run is not None
-    await asyncio.wait([stream._run])
+    while "running" in repr(stream):
+        await anyio.lowlevel.checkpoint()
+    assert repr(stream) == "<RunStream: ended>"
     with pytest.raises(ModelError, match="ended before the answer did"):
         await stream.close()
     await stream.close()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from functools import partial
 
-from ...checking import Checking, CheckReport, Progress, Walk
+from ...checking import Checker, CheckReport, Progress, SortedFeed
+from ..readings import SLICE_BYTES
 from .connection import BoundedConnection
-from .reads import SLICE_BYTES, Feeder
+from .reads import Feeder
 from .statements import Statements
 
 PAGE_ROWS = 2048
@@ -17,24 +18,24 @@ async def check(
     connection: BoundedConnection, statements: Statements, feeder: Feeder, progress: Progress | None
 ) -> CheckReport:
     """What is wrong with the database; reads it in one transaction, and decodes in threads."""
-    checking = Checking(progress)
+    checker = Checker(progress)
     async with connection.transaction("REPEATABLE READ READ ONLY"):
-        await _walk(connection, statements, feeder, checking)
-    return await feeder.in_thread(checking.report)
+        await _walk(connection, statements, feeder, checker)
+    return await feeder.in_thread(checker.report)
 
 
-async def _walk(connection: BoundedConnection, statements: Statements, feeder: Feeder, checking: Checking) -> None:
-    """Tell `checking` of every session and item: page by page of items, each with the sessions up to its last one."""
+async def _walk(connection: BoundedConnection, statements: Statements, feeder: Feeder, checker: Checker) -> None:
+    """Tell `checker` of every session and item: page by page of items, each with the sessions up to its last one."""
     total = await connection.fetchval(statements.count_items)
-    await feeder.in_thread(partial(checking.expect, total or 0))
-    walk = Walk(checking)
+    await feeder.in_thread(partial(checker.expect_items, total or 0))
+    feed = SortedFeed(checker)
     session_id, position = "", -1
     upto: str | None = ""
     while upto is not None:
         items = await connection.fetch(statements.page_of_items, session_id, position, PAGE_ROWS, SLICE_BYTES)
         after, upto = upto, items[-1][0] if items else None
         sessions = await connection.fetch(statements.page_of_sessions, after, upto)
-        await feeder.in_thread(partial(walk.take, sessions, items))
+        await feeder.in_thread(partial(feed.add, sessions, items))
         if items:
             session_id, position = items[-1][0], items[-1][1]
-    walk.end()
+    feed.finish()

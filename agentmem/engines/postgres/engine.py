@@ -10,19 +10,20 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Sequence
-from typing import Any, NoReturn, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from ...checking import CheckReport, Progress
 from ...errors import StorageError
 from ..base import Reading
 from ..pooled import PooledEngine
+from ..readings import MAX_INLINE_BYTES, SLICE_BYTES, Joined
 from .check import check
 from .connection import BoundedConnection, loop_of
 from .database import checked_database
-from .errors import ReadingFailed, map_error
+from .errors import map_error
 from .lane import Work
 from .pool import Pool, leases
-from .reads import MAX_INLINE_BYTES, SLICE_BYTES, Joined, Query, ReadNewest
+from .reads import Query, ReadNewest
 from .writes import Append, Clear, Pop, Write
 
 T = TypeVar("T")
@@ -93,19 +94,19 @@ class PostgresEngine(PooledEngine[Pool]):
     async def clear(self, session_id: str) -> None:
         await self._write(Clear(session_id))
 
-    async def sessions(self, after: str | None, most: int) -> list[tuple[str, int]]:
+    async def sessions(self, after: str | None, limit: int) -> list[tuple[str, int]]:
         pool = self.pool()
         if after is None:
             await self._on_own_connection(pool, pool.schema.require_tables)  # the pool's own would create the tables
         sql = pool.statements.sessions
-        found = await self._query(pool, None, lambda connection: connection.fetch(sql, after or "", most))
+        found = await self._query(pool, None, lambda connection: connection.fetch(sql, after or "", limit))
         return [(session_id, length) for session_id, length in found]
 
-    async def rows(self, session_id: str, start: int, most: int) -> list[tuple[int, bytes]]:
+    async def rows(self, session_id: str, start: int, limit: int) -> list[tuple[int, bytes]]:
         pool = self.pool()
         sql = pool.statements.rows_from
         found = await self._query(
-            pool, session_id, lambda connection: connection.fetch(sql, session_id, start, most, SLICE_BYTES)
+            pool, session_id, lambda connection: connection.fetch(sql, session_id, start, limit, SLICE_BYTES)
         )
         return [(position, text) for position, text in found]
 
@@ -139,11 +140,6 @@ class PostgresEngine(PooledEngine[Pool]):
         if type(mapped) is RuntimeError and self._database.callers_pool is not None:
             return StorageError(f"{self.name}: {_ON_ANOTHER_LOOP}")  # asyncio's error, where loop_of() has not told
         return mapped
-
-    def raise_mapped(self, error: BaseException, session_id: str | None = None) -> NoReturn:
-        if isinstance(error, ReadingFailed):
-            raise error.error
-        super().raise_mapped(error, session_id)
 
     def _refuse_too_long(self, session_id: str, rows: Sequence[str]) -> None:
         if sum(map(len, rows)) <= MAX_APPEND_BYTES // 8:  # whatever characters they have: not worth counting

@@ -134,14 +134,6 @@ class GaveUp(Exception):  # noqa: N818  it becomes a StorageError
         self.in_doubt = in_doubt
 
 
-class ReadingFailed(Exception):  # noqa: N818  the error that it holds is raised instead
-    """A ``Reading`` raised an error. Whatever its type is, it says nothing about the connection."""
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__(str(error))
-        self.error = error
-
-
 def map_error(error: BaseException, name: str, session_id: str | None = None) -> BaseException:
     """agentmem's error for one of asyncpg's, of the network's or of a lane's; any other is returned as it is.
 

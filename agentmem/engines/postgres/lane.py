@@ -9,9 +9,10 @@ from contextlib import suppress
 from typing import TypeVar
 
 from ...errors import AgentMemError
+from ..readings import ReadingFailed
 from .connection import BoundedConnection, Connection, close, connect, hang_up, in_own_task, is_closed, terminate
 from .database import Database
-from .errors import READ_ONLY, ROLLED_BACK_STATES, GaveUp, ReadingFailed, may_succeed_elsewhere, sqlstate_of
+from .errors import READ_ONLY, ROLLED_BACK_STATES, GaveUp, may_succeed_elsewhere, sqlstate_of
 from .retry import Decision, Failure, Retries
 from .url import rotate_hosts
 

@@ -19,24 +19,15 @@ from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 
 from ..base import Reading
+from ..readings import SLICE_BYTES, Joined, feed
 from .connection import BoundedConnection
-from .errors import ReadingFailed
 from .lane import Lane, Work
 from .statements import LAST_POSITION, Statements, array
 
 T = TypeVar("T")
 
-MAX_INLINE_BYTES = 128 * 1024
-"""The largest number of bytes of rows that is decoded on the event loop: a fraction of a millisecond's work."""
-
 MAX_JOINED_BYTES = 1024 * 1024
 """The largest number of bytes of a session's newest rows that comes as one text; more come in slices."""
-
-SLICE_BYTES = 256 * 1024
-"""A slice ends with the row that brings it to so many bytes: this bounds the memory that long rows take."""
-
-Joined = tuple[bytes, int, int]
-"""What ``Reading.feed_joined`` takes: the text, how many rows it holds, and the oldest one's position."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +88,4 @@ class Feeder:
         while wanted:
             rows = await connection.fetch(self._statements.rows_below, session_id, below, wanted, SLICE_BYTES)
             below = rows[-1][0] if rows else 0
-            feed = partial(reading.feed, rows, at_start=below == 0)
-            try:
-                wanted = await self.in_thread(feed)
-            except Exception as error:
-                raise ReadingFailed(error) from error
+            wanted = await self.in_thread(partial(feed, reading, rows, at_start=below == 0))

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from typing import Any, NamedTuple
 
-from ...checking import MOST_PROBLEMS, Checking, CheckReport, Progress
+from ...checking import MAX_PROBLEMS, Checker, CheckReport, Progress
 from .errors import primary_code
 from .schema import POSITION_BITS, require_tables
 from .snapshot import Snapshot
@@ -73,21 +73,21 @@ def check(snapshot: Snapshot, path: str, progress: Progress | None) -> CheckRepo
         Halted: the snapshot is none any more.
     """
     connection = snapshot.connection
-    checking = Checking(progress)
-    if _has_tables(connection, path, checking):
-        checking.expect(_expected_items(connection))
-        _ask_sqlite(connection, checking)
-        _check_sessions(connection, checking)
+    checker = Checker(progress)
+    if _has_tables(connection, path, checker):
+        checker.expect_items(_expected_items(connection))
+        _ask_sqlite(connection, checker)
+        _check_sessions(connection, checker)
     snapshot.confirm()
-    return checking.report()
+    return checker.report()
 
 
-def _has_tables(connection: sqlite3.Connection, path: str, checking: Checking) -> bool:
+def _has_tables(connection: sqlite3.Connection, path: str, checker: Checker) -> bool:
     try:
         require_tables(connection, path)
     except sqlite3.DatabaseError as error:
         _raise_unless_damage(error)
-        checking.damage(f"the file is damaged, or a part of it is missing: {error}")
+        checker.add_damage(f"the file is damaged, or a part of it is missing: {error}")
         try:
             # This reads also where the file is shorter than its header says, and what can be read of a damaged schema
             # (sqlite.org/pragma.html#pragma_writable_schema). Nothing can be written: the connection is read-only.
@@ -107,54 +107,54 @@ def _expected_items(connection: sqlite3.Connection) -> int:
         return 0
 
 
-def _ask_sqlite(connection: sqlite3.Connection, checking: Checking) -> None:
+def _ask_sqlite(connection: sqlite3.Connection, checker: Checker) -> None:
     """SQLite's own check of pages, rows and indexes (sqlite.org/pragma.html#pragma_integrity_check)."""
     try:
-        with closing(connection.execute(f"PRAGMA integrity_check({MOST_PROBLEMS})")) as cursor:
+        with closing(connection.execute(f"PRAGMA integrity_check({MAX_PROBLEMS})")) as cursor:
             for (text,) in cursor:
                 for line in text.splitlines():
                     if line != "ok" and not line.startswith("***"):  # the headline of each database
-                        checking.damage(f"SQLite: {line}")
+                        checker.add_damage(f"SQLite: {line}")
     except sqlite3.DatabaseError as error:
         _raise_unless_damage(error)
-        checking.damage(f"SQLite's integrity check did not get to its end: {error}")
+        checker.add_damage(f"SQLite's integrity check did not get to its end: {error}")
 
 
-def _check_sessions(connection: sqlite3.Connection, checking: Checking) -> None:
-    items = _Items(_scan(connection, _ITEMS), checking)
+def _check_sessions(connection: sqlite3.Connection, checker: Checker) -> None:
+    items = _Items(_scan(connection, _ITEMS), checker)
     for session in _scan(connection, _SESSIONS):
         if isinstance(session, _Unreadable):
             items.skip_before(session.first << POSITION_BITS)
             first = "" if session.first == _FIRST_KEY else f" from key {session.first} on"
             last = "" if session.last == _LAST_KEY else f" up to key {session.last}"
-            checking.damage(f"no session{first}{last} can be read: {session.why}")
+            checker.add_damage(f"no session{first}{last} can be read: {session.why}")
             items.skip_before((session.last + 1) << POSITION_BITS, "that cannot be read")
         else:
             key, session_id, end = session
             items.skip_before(key << POSITION_BITS)
-            checking.begin_session((session_id or b"").decode(errors="replace"), end)
+            checker.begin_session((session_id or b"").decode(errors="replace"), end)
             items.feed(key << POSITION_BITS)
-            checking.end_session()
+            checker.end_session()
     items.skip_before(_LAST_KEY + 1)
 
 
 class _Items:
     """The rows of the items, to be taken session by session."""
 
-    def __init__(self, events: Iterator[Any], checking: Checking) -> None:
+    def __init__(self, events: Iterator[Any], checker: Checker) -> None:
         self._events = events
-        self._checking = checking
+        self._checker = checker
         self._event = next(events, None)
 
     def feed(self, first: int) -> None:
-        """Give `checking` the rows of the session whose keys begin here."""
+        """Give `checker` the rows of the session whose keys begin here."""
         last = first + _LAST_POSITION
         while self._event is not None and self._event[0] <= last:
             if not isinstance(self._event, _Unreadable):
                 key, data = self._event
-                self._checking.row(key - first, data or b"")
+                self._checker.add_row(key - first, data or b"")
             else:
-                self._checking.unreadable(
+                self._checker.add_unreadable_rows(
                     max(self._event.first, first) - first, min(self._event.last, last) - first, self._event.why
                 )
                 if self._event.last > last:
@@ -166,12 +166,12 @@ class _Items:
         while (found := self._before(stop)) is not None:
             session_key, first, count = found >> POSITION_BITS, found & _LAST_POSITION, 0
             while found is not None and found >> POSITION_BITS == session_key:
-                self._checking.count_item()
+                self._checker.count_item()
                 count, last = count + 1, found & _LAST_POSITION
                 self._event = next(self._events, None)
                 found = self._before(stop)
             several = f"{count} items, up to position {last}," if count > 1 else "an item"
-            self._checking.damage(f"session key {session_key}, position {first}: {several} of a session {whose}")
+            self._checker.add_damage(f"session key {session_key}, position {first}: {several} of a session {whose}")
 
     def _before(self, stop: int) -> int | None:
         """The key of the next row if it is before this one."""

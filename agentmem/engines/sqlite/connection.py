@@ -26,7 +26,7 @@ from weakref import WeakSet
 import aiosqlite
 
 from ...errors import StorageError
-from ...lifecycle import around_fork, watch, when_program_ends
+from ...lifecycle import around_fork, register_own_thread, when_program_ends
 from ..batching import Batch, Job
 from .checkpoint import Checkpoints
 from .file import FileIdentity, opening
@@ -252,7 +252,7 @@ class Connection:
         return self._unreported[-1]
 
     def _start(self, prepare: Callable[[Connection], None], tell: Callable[[BaseException | None], bool]) -> None:
-        watch(self.thread)
+        register_own_thread(self.thread)
         self._prepare, self._tell = prepare, tell
         self.thread.start()
 

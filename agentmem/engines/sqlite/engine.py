@@ -19,6 +19,7 @@ from ...errors import SessionClosedError, StorageError
 from ...reading import TailReading
 from ..base import Reading, check_busy_timeout
 from ..pooled import PooledEngine
+from ..readings import Joined
 from .backup import back_up
 from .check import check
 from .connection import MEMORY, Connection, ConnectionLost
@@ -30,7 +31,6 @@ from .snapshot import Snapshot, SnapshotWork, until_done
 from .statements import (
     Append,
     Clear,
-    Joined,
     ListSessions,
     Pop,
     Read,
@@ -102,13 +102,13 @@ class SQLiteEngine(PooledEngine[Pool]):
                 return reading.result()
         return cast(T, await self.query(ReadRows(session_id, reading)))
 
-    async def sessions(self, after: str | None, most: int) -> list[tuple[str, int]]:
+    async def sessions(self, after: str | None, limit: int) -> list[tuple[str, int]]:
         if after is None and not self.accepts_sdk_file:  # the pool would make the file, or its tables
             await self._on_snapshot(lambda snapshot: require_tables(snapshot.connection, self.name))
-        return cast("list[tuple[str, int]]", await self.query(ListSessions(after, most)))
+        return cast("list[tuple[str, int]]", await self.query(ListSessions(after, limit)))
 
-    async def rows(self, session_id: str, start: int, most: int) -> list[tuple[int, bytes]]:
-        return cast("list[tuple[int, bytes]]", await self.query(ReadSlice(session_id, start, most)))
+    async def rows(self, session_id: str, start: int, limit: int) -> list[tuple[int, bytes]]:
+        return cast("list[tuple[int, bytes]]", await self.query(ReadSlice(session_id, start, limit)))
 
     async def pop(self, session_id: str, reading: Reading[T]) -> T:
         return cast(T, await self.write(Pop(session_id, reading)))

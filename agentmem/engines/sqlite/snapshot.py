@@ -26,7 +26,7 @@ from typing import Any, Generic, TypeVar
 
 from ...cancellation import despite_cancellation
 from ...errors import StorageError
-from ...lifecycle import around_fork, watch, when_program_ends
+from ...lifecycle import around_fork, register_own_thread, when_program_ends
 
 T = TypeVar("T")
 
@@ -160,7 +160,7 @@ class SnapshotWork(Generic[T]):
         """Run it, and wait for what it returns. Cancelled, it is stopped first."""
         # No daemon, so that it is not cut off at the program's end, which stops it; see lifecycle.
         thread = threading.Thread(target=self._run, name="agentmem-snapshot", daemon=False)
-        watch(thread)
+        register_own_thread(thread)
         _unfinished.add(self)
         try:
             thread.start()

@@ -16,16 +16,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 from ..base import Reading
+from ..readings import MAX_INLINE_BYTES, SLICE_BYTES, Joined, feed
 from .schema import POSITION_BITS
-
-SHORT_BYTES = 128 * 1024
-"""The largest number of bytes of rows that is decoded on the event loop: a fraction of a millisecond's work."""
-
-SLICE_BYTES = 256 * 1024
-"""How many bytes of rows end a slice of them, so that a slice of long rows takes no more memory than it must."""
-
-Joined = tuple[bytes, int, int]
-"""What ``Reading.feed_joined`` takes."""
 
 _NEWEST_FIRST = """
     SELECT item_key & 0xFFFFFFFF, CAST(item AS BLOB) FROM agentmem_items
@@ -192,7 +184,7 @@ class ReadJoined:
     def apply(self, raw: sqlite3.Connection) -> Joined | None:
         """The rows, for the event loop to feed; None where they were fed here, because they are many bytes."""
         joined = _newest(raw, self.session_id, self.reading.first) if _joins_whole(raw) else None
-        if joined is None or len(joined[0]) > SHORT_BYTES:
+        if joined is None or len(joined[0]) > MAX_INLINE_BYTES:
             _feed(raw, self.session_id, self.reading)
             return None
         return joined
@@ -277,6 +269,6 @@ def _feed(raw: sqlite3.Connection, session_id: str, reading: Reading[Any]) -> No
     try:
         while wanted:
             rows = cursor.fetchmany(wanted)
-            wanted = reading.feed(rows, at_start=len(rows) < wanted)
+            wanted = feed(reading, rows, at_start=len(rows) < wanted)
     finally:
         cursor.close()  # ends the statement, and with it the read transaction

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import os
 import random
 import re
 import sqlite3
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import pytest
 import tools
+from processes import SUPPORT
 
 from agentmem import AsyncSessionStore
 from agentmem.items import Item
@@ -140,7 +142,7 @@ def test_a_wal_that_is_damaged_from_any_byte_on_has_every_batch_that_was_flushed
 
 _WRITER = """
 import asyncio, os, sys
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = sys.argv[1].split(os.pathsep)
 from test_power_loss import add_batches
 from agentmem import AsyncSessionStore
 from agentmem.engines.sqlite import checkpoint as sqlite_checkpoint
@@ -155,6 +157,7 @@ async def main():
 asyncio.run(main())
 """
 
+_FOLDERS = os.pathsep.join(map(str, (Path(__file__).parent, SUPPORT)))
 _STRACE = ["strace", "-f", "-qq", "-y", "-xx", "-s", "10000000", "-e", "signal=none"]
 _CALL = re.compile(r"(?P<pid>\d+) +(?:(?P<name>\w+)\((?P<args>.*)|<\.\.\. (?P<resumed>\w+) resumed>(?P<rest>.*))")
 
@@ -268,7 +271,7 @@ def _trace(path: Path, durability: str, batches: int) -> list[str]:
         subprocess.run([*_STRACE, "-e", f"trace={calls}", "-o", str(log), "true"], check=True, capture_output=True)
     except subprocess.CalledProcessError as error:
         tools.is_missing("strace", f"strace may not trace a process: {error.stderr.decode().strip()}")
-    command = [sys.executable, "-c", _WRITER, str(Path(__file__).parent), str(path), durability, str(batches)]
+    command = [sys.executable, "-c", _WRITER, _FOLDERS, str(path), durability, str(batches)]
     subprocess.run([*_STRACE, "-e", f"trace={calls}", "-o", str(log), *command], check=True, capture_output=True)
     return log.read_text().splitlines()
 

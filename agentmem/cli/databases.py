@@ -1,0 +1,54 @@
+"""Commands on a whole database: ``check``, ``backup``, ``copy``."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+
+import click
+
+from ..sync import SessionStore
+from .terminal import Command, database_name, end_with_report, progress_bar, write
+
+
+@click.command(cls=Command)
+@click.argument("file", type=click.Path(dir_okay=False))
+def check(file: str) -> None:
+    """Say what is wrong with the sessions in FILE; the exit code is 1 if anything is.
+
+    FILE, which may be the URL of a database, is only read, while others may write to it.
+    """
+    with closing(SessionStore(file)) as store, progress_bar("checking") as progress:
+        report = store.check(progress=progress)
+    end_with_report(report, f"{report.items} items of {report.sessions} sessions in {database_name(file, store)}")
+
+
+@click.command(cls=Command)
+@click.argument("file", type=click.Path(dir_okay=False))
+@click.argument("target", type=click.Path(dir_okay=False))
+def backup(file: str, target: str) -> None:
+    """Copy FILE to TARGET, a new file, while others may write to it."""
+    SessionStore(file).backup(target)
+    write(f"{file} copied to {target} ({Path(target).expanduser().stat().st_size / 1000:.0f} kB).", "green")
+
+
+@click.command(cls=Command)
+@click.argument("source", type=click.Path(dir_okay=False))
+@click.argument("target", type=click.Path(dir_okay=False))
+def copy(source: str, target: str) -> None:
+    """Copy every session from SOURCE to TARGET, each a file or the URL of a database.
+
+    Run again, it copies what is new. A session that differs in TARGET is left as it is there, and named; the exit code
+    is 1 then. SOURCE is only read, while others may write to it. The times at which items were stored are not copied.
+    """
+    with (
+        closing(SessionStore(source)) as store,
+        closing(SessionStore(target)) as other,
+        progress_bar("copying") as progress,
+    ):
+        report = store.copy_to(other, progress=progress)
+    already = f", {report.already_there} were there already" if report.already_there else ""
+    end_with_report(report, f"{report.items} items copied{already}; {report.sessions} sessions in the source")
+
+
+COMMANDS = (check, backup, copy)

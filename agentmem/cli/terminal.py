@@ -1,0 +1,68 @@
+"""What commands print with: two consoles, lines, a progress bar, reports; and their one way to fail."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ..checking import CheckReport
+from ..copying import CopyReport
+from ..errors import AgentMemError
+from ..sync import SessionStore
+
+# Text is printed as it is: ":cat:" in a path or in a model's answer is not an emoji.
+output = Console(highlight=False, emoji=False)
+"""Writes to stdout."""
+errors = Console(highlight=False, emoji=False, stderr=True)
+"""Writes to stderr."""
+
+
+class Command(click.Command):
+    """A command that ends with one line and exit code 1 if it fails, and not with a traceback."""
+
+    def invoke(self, context: click.Context) -> object:
+        """Run the command; turn agentmem's errors and ValueErrors into click's."""
+        try:
+            return super().invoke(context)
+        except (AgentMemError, ValueError) as error:
+            raise click.ClickException(str(error)) from error
+
+
+def write(text: str, style: str, console: Console = output) -> None:
+    """Print a line. It is not wrapped: a terminal does that itself, and a file or a pipe gets the line as it is."""
+    console.print(text, style=style, markup=False, soft_wrap=True)
+
+
+def database_name(db: str, store: SessionStore) -> str:
+    """Return the database as it was given; a URL without its password."""
+    return store.name if "://" in db else db
+
+
+@contextmanager
+def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar while the block runs, if stderr is a terminal; yield a function of how much is done, and of how much.
+
+    Args:
+        what: the text before the bar.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def end_with_report(report: CheckReport | CopyReport, summary: str) -> None:
+    """Print the problems, one in a line, and a summary. If there are problems, end with exit code 1."""
+    for problem in report.problems:
+        write(str(problem), "red")
+    if report.problem_count > len(report.problems):
+        write(f"and {report.problem_count - len(report.problems)} more", "red")
+    problems = "1 problem" if report.problem_count == 1 else f"{report.problem_count or 'no'} problems"
+    write(f"{summary}: {problems}.", "dim")
+    if report.problem_count:
+        sys.exit(1)
