@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from database import shell
 from processes import Child, files, holdings, holds_again, needs_fork, run_quietly
+from waiting import WAIT_S
 
 from agentmem import AsyncSessionStore, AsyncSQLiteSession, SessionStore
 from agentmem.checking import CheckReport
@@ -534,7 +535,7 @@ async def test_a_check_waits_for_no_writer_and_holds_up_none(path: Path) -> None
 
     def hold(done: int, of: int) -> None:
         begun.set()
-        assert go_on.wait(60)
+        assert go_on.wait(WAIT_S)
 
     async with AsyncSessionStore(path, busy_timeout_s=0) as store:
         checking = asyncio.ensure_future(store.check(progress=hold))
@@ -557,7 +558,7 @@ async def test_a_cancelled_check_stops_soon_and_leaves_nothing_open(path: Path) 
     def hold(done: int, of: int) -> None:
         told.append(done)
         begun.set()
-        assert go_on.wait(60)
+        assert go_on.wait(WAIT_S)
 
     store = AsyncSessionStore(path)
     checking = asyncio.ensure_future(store.check(progress=hold))
@@ -583,7 +584,7 @@ async def test_closing_a_store_waits_for_its_check(path: Path) -> None:
 
     def hold(done: int, of: int) -> None:
         begun.set()
-        assert go_on.wait(60)
+        assert go_on.wait(WAIT_S)
 
     store = AsyncSessionStore(path)
     await store.open()
