@@ -51,7 +51,7 @@ LOSSES = {"all closed": close_connections, "the writer closed": close_writer, "a
     ("lost", "reads", "first"),
     cases(
         itertools.product(LOSSES, [True, False], FIRST),
-        quick=lambda case: case in [("all closed", True, 40), ("the writer closed", False, 1)],
+        quick=lambda case: case[0] == "all closed" or case == ("the writer closed", False, 1),
     ),
 )
 def test_appends_keep_their_order_at_whatever_moment_more_come_after_connections_were_lost(
