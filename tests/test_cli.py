@@ -30,7 +30,7 @@ import pytest
 from click.testing import CliRunner
 from responses_server import ResponsesServer, message
 from tools import NO_AGENTS_SDK
-from waiting import wait_until
+from waiting import WAIT_S, wait_until
 
 from agentmem import SessionStore, SQLiteSession, __version__
 from agentmem.cli import main
@@ -38,9 +38,6 @@ from agentmem.items import Item
 
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 MODULE = [sys.executable, "-m", "agentmem"]
-WAIT_S = 60.0
-"""When a child process counts as hung."""
-
 posix = pytest.mark.skipif(os.name != "posix", reason="signals and terminals as POSIX has them")
 
 

@@ -1,6 +1,7 @@
 """Whatever is given or found in the file is stored whole or refused by name: never a crash, a hang or a full memory.
 
-Each case runs in a process of its own, so that a crash is seen, with a bound on its memory.
+The cases run in processes of their own, so that a crash is seen, with a bound on their memory: all small ones in one,
+and each at its full size in one.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
+from exhaustive import exhaustive
 from processes import run_quietly
 from pydantic import BaseModel
 
@@ -24,7 +26,8 @@ from agentmem.errors import CorruptItemWarning, InvalidItemError
 from agentmem.items import Item
 
 ONE: Item = {"role": "user", "content": "one"}
-MB = 1 << 20
+KB, MB, MILLION = 1 << 10, 1 << 20, 1_000_000
+"""At full size; a sixteenth of it where cases are small."""
 
 PROGRAM = """
 import sys
@@ -34,29 +37,56 @@ test_hostile_input.run(*sys.argv[2:])
 """
 
 MEMORY_BYTES = 1500 * MB
-"""What a case may take of addresses. 64 MB of emoji as text, JSON and rows take about 500 MB."""
+"""What a process may take of addresses. 64 MB of emoji as text, JSON and rows take about 500 MB."""
 
 
-def run_in_a_process(*arguments: str | Path) -> None:
-    assert run_quietly(PROGRAM, Path(__file__).parent, *arguments) == "as promised\n"
+class Cases(NamedTuple):
+    """What one process does.
+
+    Attributes:
+        size: "small" or "full".
+        recursion: whether Python has its "usual" limit of recursion, or an "unbounded" one.
+        names: of the cases.
+    """
+
+    size: str
+    recursion: str
+    names: tuple[str, ...]
 
 
-def run(what: str, path: str, name: str, recursion: str) -> None:
-    """One case; in the child."""
+def cases_of(names: Iterable[str], *, depth: str) -> list[Any]:
+    """All with the usual limit of recursion, and those that are about depth without one."""
+    deep = [name for name in names if depth in name]
+    quick = [Cases("small", "usual", tuple(names)), *([Cases("small", "unbounded", tuple(deep))] if deep else [])]
+    full = [Cases("full", "usual", (name,)) for name in names] + [Cases("full", "unbounded", (name,)) for name in deep]
+    return [
+        *(pytest.param(cases, id=f"small, {cases.recursion}") for cases in quick),
+        *(pytest.param(cases, id=f"{cases.names[0]}-{cases.recursion}", marks=exhaustive) for cases in full),
+    ]
+
+
+def run_in_a_process(what: str, folder: Path, cases: Cases) -> None:
+    arguments: list[str | Path] = [Path(__file__).parent, what, folder, cases.size, cases.recursion, *cases.names]
+    told = "".join(f"{name}\n" for name in cases.names)
+    assert run_quietly(PROGRAM, *arguments) == f"{told}as promised\n"
+
+
+def run(what: str, folder: str, size: str, recursion: str, *names: str) -> None:
+    """The cases; in the child."""
+    global KB, MB, MILLION
     if sys.platform == "linux":
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     if recursion == "unbounded":  # what some programs do; then Python does not keep C code from overflowing the stack
         sys.setrecursionlimit(1_000_000)
-    cases: dict[str, Callable[[str, str], None]] = {"item": run_item, "row": run_row, "id": run_id}
-    cases[what](path, name)
+    if size == "small":
+        KB, MB, MILLION = KB // 16, MB // 16, MILLION // 16
+    run_one: dict[str, Callable[[str, str], None]] = {"item": run_item, "row": run_row, "id": run_id}
+    for number, name in enumerate(names):
+        print(name, flush=True)  # so that a crash is known by its name
+        run_one[what](f"{folder}/{number}.db", name)
     print("as promised")
-
-
-def with_recursion(names: Iterable[str], *, depth: str) -> list[tuple[str, str]]:
-    """Each name with the usual recursion limit, and those that are about depth without one."""
-    return [(name, "usual") for name in names] + [(name, "unbounded") for name in names if depth in name]
 
 
 # Items
@@ -78,35 +108,33 @@ ITEMS: dict[str, tuple[Callable[[], Any], str]] = {
     "64 MB of text": (lambda: {"text": "x" * 64 * MB}, ""),
     "64 MB of emoji": (lambda: {"text": "\U0001f600" * 16 * MB}, ""),
     "64 MB and a lone surrogate": (lambda: {"text": "x" * 64 * MB + "\ud800"}, ""),
-    "a million keys": (lambda: {str(number): number for number in range(1_000_000)}, ""),
-    "a million keys with lone surrogates": (lambda: {f"{number}\udfff": [] for number in range(1_000_000)}, ""),
-    "a million lists": (lambda: {"lists": [[] for _ in range(1_000_000)]}, ""),
+    "a million keys": (lambda: {str(number): number for number in range(MILLION)}, ""),
+    "a million keys with lone surrogates": (lambda: {f"{number}\udfff": [] for number in range(MILLION)}, ""),
+    "a million lists": (lambda: {"lists": [[] for _ in range(MILLION)]}, ""),
     "a key of 10 MB": (lambda: {"k" * 10 * MB: 1}, ""),
-    "200 levels of keys of 100 KB": (lambda: nested(200, lambda inner: {"k" * 100_000: inner}, "\ud800"), ""),
+    "200 levels of keys of 100 KB": (lambda: nested(200, lambda inner: {"k" * 100 * KB: inner}, "\ud800"), ""),
     "NaN under 200 keys of 100 KB": (
-        lambda: nested(200, lambda inner: {"k" * 100_000: inner}, float("nan")),
+        lambda: nested(200, lambda inner: {"k" * 100 * KB: inner}, float("nan")),
         "nan is not JSON",
     ),
     "NaN under a key of 10 MB": (lambda: {"k" * 10 * MB: float("nan")}, "nan is not JSON"),
-    "NaN after a million numbers": (lambda: {"list": [*range(1_000_000), float("nan")]}, "nan is not JSON"),
+    "NaN after a million numbers": (lambda: {"list": [*range(MILLION), float("nan")]}, "nan is not JSON"),
     "100,000 levels of objects": (lambda: nested(100_000, lambda inner: {"a": inner}), "nested deeper than 256 levels"),
     "100,000 levels of arrays": (lambda: {"a": nested(100_000, lambda inner: [inner])}, "nested deeper than 256"),
     "100,000 levels of models": (
         lambda: nested(100_000, lambda inner: Model.model_construct(inner=inner)),
         "cannot be converted to JSON",
     ),
-    "an integer of a million digits": (lambda: {"number": 1 << 4_000_000}, "more digits than Python converts"),
-    "a key of a million digits": (lambda: {1 << 4_000_000: 1}, "a key is int; JSON keys are strings"),
-    "a key of a million numbers": (lambda: {tuple(range(1_000_000)): 1}, "is tuple; JSON keys are strings"),
+    "an integer of a million digits": (lambda: {"number": 1 << 4 * MILLION}, "more digits than Python converts"),
+    "a key of a million digits": (lambda: {1 << 4 * MILLION: 1}, "a key is int; JSON keys are strings"),
+    "a key of a million numbers": (lambda: {tuple(range(MILLION)): 1}, "is tuple; JSON keys are strings"),
     "a key of 10 MB of bytes": (lambda: {b"k" * 10 * MB: 1}, "is bytes; JSON keys are strings"),
 }
 
 
-@pytest.mark.parametrize(("name", "recursion"), with_recursion(ITEMS, depth="levels"))
-def test_an_item_of_any_size_and_depth_is_stored_whole_or_refused_by_name(
-    tmp_path: Path, name: str, recursion: str
-) -> None:
-    run_in_a_process("item", tmp_path / "conversations.db", name, recursion)
+@pytest.mark.parametrize("cases", cases_of(ITEMS, depth="levels"))
+def test_an_item_of_any_size_and_depth_is_stored_whole_or_refused_by_name(tmp_path: Path, cases: Cases) -> None:
+    run_in_a_process("item", tmp_path, cases)
 
 
 def run_item(path: str, name: str) -> None:
@@ -156,11 +184,9 @@ ROWS: dict[str, tuple[Callable[[], str | bytes], bool]] = {
 }
 
 
-@pytest.mark.parametrize(("name", "recursion"), with_recursion(ROWS, depth="00"))
-def test_a_row_of_any_size_and_depth_is_read_or_skipped_with_a_warning(
-    tmp_path: Path, name: str, recursion: str
-) -> None:
-    run_in_a_process("row", tmp_path / "conversations.db", name, recursion)
+@pytest.mark.parametrize("cases", cases_of(ROWS, depth="00"))
+def test_a_row_of_any_size_and_depth_is_read_or_skipped_with_a_warning(tmp_path: Path, cases: Cases) -> None:
+    run_in_a_process("row", tmp_path, cases)
 
 
 def run_row(path: str, name: str) -> None:
@@ -201,9 +227,9 @@ IDS: dict[str, tuple[Callable[[], str], bool]] = {
 }
 
 
-@pytest.mark.parametrize("name", IDS)
-def test_a_session_id_of_any_size_and_kind_names_a_session_or_is_refused(tmp_path: Path, name: str) -> None:
-    run_in_a_process("id", tmp_path / "conversations.db", name, "usual")
+@pytest.mark.parametrize("cases", cases_of(IDS, depth="levels"))
+def test_a_session_id_of_any_size_and_kind_names_a_session_or_is_refused(tmp_path: Path, cases: Cases) -> None:
+    run_in_a_process("id", tmp_path, cases)
 
 
 def run_id(path: str, name: str) -> None:

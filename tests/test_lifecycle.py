@@ -342,7 +342,7 @@ if __name__ == "__main__":
     for number in (1, 2):
         process = multiprocessing.get_context("fork").Process(target=add, args=(number,))
         process.start()
-        process.join(30)
+        process.join(100)
         assert process.exitcode == 0, process.exitcode
     add(3)
 """,

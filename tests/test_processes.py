@@ -37,7 +37,7 @@ def test_eight_processes_of_which_some_are_killed_at_any_moment_lose_and_tear_no
     path: Path, used: bool
 ) -> None:
     output = run_quietly(PROGRAM, *program_arguments(path, writers=8, kills=30, used=used), flags=FORKING)
-    assert check(path, output) > 300
+    assert check(path, output) >= 300
     assert files(path) == {path.name}
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from exhaustive import exhaustive
 from processes import run_quietly
 from sdk import agent, agents, call, get_weather, message, reasoning, run, sent, stored, stream, takes_sync_sessions
 
@@ -87,12 +88,12 @@ asyncio.run(main())
 @pytest.mark.parametrize(
     ("kind", "limit", "drive", "decisions"),
     [
-        (AsyncSQLiteSession, None, "run", ["approve", "approve"]),
-        (AsyncSQLiteSession, None, "stream", ["reject", "reject"]),
-        (AsyncSQLiteSession, None, "run", ["reject", "approve"]),
+        pytest.param(AsyncSQLiteSession, None, "run", ["approve", "approve"], marks=exhaustive),
+        pytest.param(AsyncSQLiteSession, None, "stream", ["reject", "reject"], marks=exhaustive),
+        pytest.param(AsyncSQLiteSession, None, "run", ["reject", "approve"], marks=exhaustive),
         (AsyncSQLiteSession, 2, "stream", ["approve", "reject"]),
         pytest.param(SQLiteSession, None, "run", ["approve", "reject"], marks=takes_sync_sessions),
-        pytest.param(SQLiteSession, 2, "stream", ["reject", "approve"], marks=takes_sync_sessions),
+        pytest.param(SQLiteSession, 2, "stream", ["reject", "approve"], marks=[takes_sync_sessions, exhaustive]),
     ],
 )
 async def test_a_run_is_approved_or_rejected_and_ended_in_a_new_process(

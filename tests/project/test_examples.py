@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 from tools import NO_AGENTS_SDK
-from web_client import EXAMPLES, ROUNDS, USERS, WAIT_S, client_of, converse, environment, history, say, serving
+from waiting import WAIT_S
+from web_client import EXAMPLES, ROUNDS, USERS, client_of, converse, environment, history, say, serving
 
 PAGE_LINES = 70
 

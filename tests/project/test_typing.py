@@ -14,6 +14,8 @@ from tools import NO_AGENTS_SDK
 
 pytest.importorskip("agents", reason=NO_AGENTS_SDK)
 
+pytestmark = pytest.mark.exhaustive
+
 PROGRAM = """\
 import agents
 

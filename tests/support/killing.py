@@ -89,7 +89,7 @@ def write_and_be_killed(path: str, *, writers: int, kills: int, used: bool) -> N
     for _ in range(kills):
         write_in_parent()
         # A number of acknowledgements and a moment after that: not the same instruction each time.
-        wanted = random.randrange(60)
+        wanted = random.randrange(10, 60)
         while wanted > 0:
             wanted -= listener.listen()
         for _ in range(random.randrange(20_000)):

@@ -14,11 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from waiting import WAIT_S
+
 if os.name == "posix":
     import pwd
-
-WAIT_S = 60
-"""How long a program may take before the test fails; decides nothing else."""
 
 NEEDED = ("postgres", "initdb", "pg_basebackup", "psql")
 

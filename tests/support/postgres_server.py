@@ -27,9 +27,9 @@ from typing import Self
 import postgres_wire
 from ports import HOST, free_port
 from postgres_caretaker import Caretaker
-from postgres_programs import WAIT_S, Programs
+from postgres_programs import Programs
 from process_table import children, wait_until_ended, wait_until_stopped
-from waiting import wait_until
+from waiting import WAIT_S, wait_until
 
 IDLE = b"Z\x00\x00\x00\x05I"
 """What the server ends its answer with outside of any transaction: what came before is committed (ReadyForQuery)."""

@@ -12,8 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-WAIT_S = 60
-"""How long the server may take before the test fails; decides nothing else."""
+from waiting import WAIT_S
 
 _PIECE = re.compile(
     r"""

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 
 import pytest
+from waiting import WAIT_S
 from waiting import wait_until as wait_until
 
 import agentmem
@@ -23,9 +24,6 @@ SUPPORT = Path(__file__).parent
 
 STRICT = ("-X", "dev", "-W", "error")
 """Every warning is an error, and asyncio watches itself."""
-
-WAIT_S = 60
-"""How long a child may take before the test fails; decides nothing else."""
 
 # Of asyncio's debug messages only the errors: how long a callback took depends on the machine.
 # And Ctrl+C works also where the tests run in the background of a shell, which has it ignored.
@@ -117,7 +115,7 @@ def run(source: str, *args: str | Path, flags: Sequence[str] = STRICT) -> tuple[
 def run_quietly(source: str, *args: str | Path, flags: Sequence[str] = STRICT) -> str:
     """Run a script that must succeed and write nothing to stderr; returns its output."""
     code, output, errors = run(source, *args, flags=flags)
-    assert (code, errors) == (0, "")
+    assert (code, errors) == (0, ""), f"exit code {code}; {errors}; it said {output[-2000:]!r}"
     return output
 
 

@@ -17,8 +17,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-WAIT_S = 30.0
-"""How long the server or a test waits for the other before it gives up; nothing waits that long unless it is broken."""
+from waiting import WAIT_S
 
 Json = dict[str, Any]
 

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import httpx
 from repository import REPO
+from waiting import WAIT_S
 from web_server import Server, uvicorn
 
 EXAMPLES = REPO / "examples"
-WAIT_S = 60.0
-"""When a child process counts as hung."""
 
 
 def environment(**variables: str) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from altered_asyncpg import alter_asyncpg
+from exhaustive import cases
 from postgres_database import PostgresDatabase
 from processes import SUPPORT, Child, needs_fork
 from test_postgres_forks import FORKING, FORKS, FORKS_BEGIN
@@ -37,6 +38,7 @@ print(len(CHECKS))
 """
 
 
+@pytest.mark.exhaustive
 def test_an_engine_keeps_all_its_promises(database: PostgresDatabase, altered: str) -> None:
     with Child(altered + KEEPS_ITS_PROMISES, database.url) as program:
         code, output, errors = program.finish()
@@ -45,7 +47,7 @@ def test_an_engine_keeps_all_its_promises(database: PostgresDatabase, altered: s
 
 
 @needs_fork
-@pytest.mark.parametrize("name", FORKS)
+@pytest.mark.parametrize("name", cases(FORKS, quick=lambda name: name == "sync"))
 def test_after_a_fork_the_child_has_connections_of_its_own_and_the_parent_keeps_its_own(
     database: PostgresDatabase, altered: str, name: str
 ) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from pages import Page
 from postgres_database import PostgresDatabase
-from postgres_programs import ENVIRONMENT, WAIT_S, find_folder
+from postgres_programs import ENVIRONMENT, find_folder
+from waiting import WAIT_S
 
 pytest.importorskip("asyncpg", reason="asyncpg is not installed")
 

@@ -12,9 +12,9 @@ import pytest
 import tools
 from ports import HOST, free_port
 from postgres_database import PostgresDatabase
-from postgres_programs import WAIT_S, Programs
+from postgres_programs import Programs
 from postgres_server import PostgresServer
-from waiting import wait_until
+from waiting import WAIT_S, wait_until
 
 from agentmem import AsyncSessionStore
 from agentmem.conformance import CHECKS

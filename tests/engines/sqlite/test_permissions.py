@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from agentmem.items import Item
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="file modes are POSIX's")
 
 ONE: Item = {"role": "user", "content": "one"}
+NAME = "conversations.db"
 
 _CRASH = """
 import asyncio, json, os, sys
@@ -37,12 +39,13 @@ asyncio.run(main())
 
 _USE = """
 import asyncio, json, os, sys
-from agentmem import AsyncSQLiteSession
-from agentmem.errors import StorageError
 
 if os.geteuid() == 0 and "unprivileged" not in sys.argv:  # root may do anything, but not without these two
     drop = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"]
     os.execvp(drop[0], [*drop, *sys.orig_argv, "unprivileged"])
+
+from agentmem import AsyncSQLiteSession
+from agentmem.errors import StorageError
 
 async def main():
     session = AsyncSQLiteSession(sys.argv[1], session_id="user_123")
@@ -125,24 +128,44 @@ AFTER_A_CRASH = {
 }
 
 
-@pytest.mark.parametrize("name", AFTER_A_CLEAN_END)
-def test_after_a_clean_end_what_may_not_be_used_is_an_error_that_says_what_to_do(tmp_path: Path, name: str) -> None:
-    async def add(path: Path) -> None:
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with a file that was closed."""
+    path = tmp_path_factory.mktemp("ended") / NAME
+
+    async def add() -> None:
         async with AsyncSQLiteSession(path, session_id="user_123") as session:
             await session.add_items([ONE])
 
-    check(tmp_path, AFTER_A_CLEAN_END[name], lambda path: asyncio.run(add(path)))
+    asyncio.run(add())
+    return path.parent
+
+
+@pytest.fixture(scope="module")
+def crashed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with a file whose process has ended without closing it."""
+    path = tmp_path_factory.mktemp("crashed") / NAME
+    run(_CRASH, path, json.dumps(ONE))
+    assert beside(path, "-wal").stat().st_size
+    return path.parent
+
+
+@pytest.mark.parametrize("name", AFTER_A_CLEAN_END)
+def test_after_a_clean_end_what_may_not_be_used_is_an_error_that_says_what_to_do(
+    tmp_path: Path, ended: Path, name: str
+) -> None:
+    check(tmp_path, AFTER_A_CLEAN_END[name], ended)
 
 
 @pytest.mark.parametrize("name", AFTER_A_CRASH)
-def test_after_a_crash_what_is_in_the_wal_is_read_where_that_may_be_and_never_lost(tmp_path: Path, name: str) -> None:
-    check(tmp_path, AFTER_A_CRASH[name], lambda path: run(_CRASH, path, json.dumps(ONE)))
+def test_after_a_crash_what_is_in_the_wal_is_read_where_that_may_be_and_never_lost(
+    tmp_path: Path, crashed: Path, name: str
+) -> None:
+    check(tmp_path, AFTER_A_CRASH[name], crashed)
 
 
-def check(tmp_path: Path, case: Case, make: Callable[[Path], object]) -> None:
-    path = tmp_path / "folder" / "conversations.db"
-    path.parent.mkdir()
-    make(path)
+def check(tmp_path: Path, case: Case, folder: Path) -> None:
+    path = Path(shutil.copytree(folder, tmp_path / "folder")) / NAME
     need_setpriv_under_root()
     try:
         case.change(path)

@@ -276,6 +276,7 @@ def _trace(path: Path, durability: str, batches: int) -> list[str]:
     return log.read_text().splitlines()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(sys.platform != "linux", reason="strace is Linux's")
 def test_a_power_cut_at_any_moment_that_loses_any_unflushed_sectors_loses_nothing_that_was_acknowledged(
     tmp_path: Path,

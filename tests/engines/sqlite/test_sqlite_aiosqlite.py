@@ -26,9 +26,8 @@ def pytest_collection_finish():
 """Runs in the tests of an altered copy."""
 
 
-@pytest.mark.parametrize(
-    "name", [NAMES[0], *(pytest.param(name, marks=pytest.mark.exhaustive) for name in NAMES[1:])], ids=NAMES
-)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", NAMES)
 def test_the_core_works_on_an_aiosqlite_that_is_other_inside(tmp_path: Path, name: str) -> None:
     write_copy(name, tmp_path)
     # A connection costs the whole of it where aiosqlite never lets go.
@@ -38,7 +37,7 @@ def test_the_core_works_on_an_aiosqlite_that_is_other_inside(tmp_path: Path, nam
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (tmp_path, source, SUPPORT)))}
     files = ["engines/test_conformance.py", "engines/sqlite/test_sqlite_order.py"]
     options = ["-q", "-x", "-p", "altered", "-p", "no:cacheprovider", "-k", "not postgres and not broken"]
-    options += ["-c", str(TESTS.parent / "pyproject.toml"), "--timeout", "60"]
+    options += ["-m", "not exhaustive", "-c", str(TESTS.parent / "pyproject.toml")]
     command = [sys.executable, "-m", "pytest", *options, *(str(TESTS / file) for file in files)]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import json
 import os
+import random
 import sqlite3
 import stat
 from collections import Counter
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 from database import mounted
 from processes import Child, files, holdings, holds_again, needs_fork, run_quietly, wait_until, writer_lock
+from stepping import CycleLoop, cycle_loops
 
 from agentmem import AsyncSessionStore, SessionStore
 from agentmem.engines.sqlite import backup as sqlite_backup
@@ -38,8 +40,8 @@ async def fill(path: Path, size_mb: int) -> None:
     """Half of it in one session, half in another."""
     async with AsyncSessionStore(path) as store:
         for name in ("alice", "bob"):
-            for _ in range(size_mb * 5):
-                await store.session(name).add_items([{"role": "user", "content": "x" * 100_000}])
+            for _ in range(size_mb):
+                await store.session(name).add_items([{"role": "user", "content": "x" * 100_000}] * 5)
 
 
 async def back_up(path: Path | str, target: Path) -> None:
@@ -346,33 +348,35 @@ async def test_a_full_disk_is_an_error_by_name_and_nothing_is_left_on_it(path: P
 
 
 @pytest.mark.parametrize("source", ["file", "memory"])
-async def test_a_backup_that_is_cancelled_at_any_moment_leaves_nothing_behind(
-    path: Path, target: Path, source: str
-) -> None:
-    await fill(path, 10)
+def test_a_backup_that_is_cancelled_at_any_moment_leaves_nothing_behind(path: Path, target: Path, source: str) -> None:
+    asyncio.run(fill(path, 2))
     before = holdings()
-    outcomes = []
-    async with AsyncSessionStore(path if source == "file" else ":memory:") as store:
-        if source == "memory":
-            await store.session("alice").add_items([{"text": "x" * 100_000}] * 100)
-        for number in range(30):
-            copy = target.with_name(f"{number}.db")
-            backup = asyncio.ensure_future(store.backup(copy))
-            for _ in range(number):
-                await asyncio.sleep(0.0005)
-            backup.cancel()
-            (outcome,) = await asyncio.gather(backup, return_exceptions=True)
-            if copy.exists():  # it was complete when the cancellation came
-                assert await problems(copy) == []
-                copy.unlink()
-            else:
-                assert isinstance(outcome, asyncio.CancelledError)
-                outcomes.append(outcome)
-            assert list(target.parent.iterdir()) == []
-        assert len(await store.session("alice").get_items()) >= 50
-    assert len(outcomes) > 5
-    await asyncio.get_running_loop().shutdown_default_executor()
-    holds_again(before)
+    cancelled = 0
+    for loop in cycle_loops():
+        copy = target.with_name(f"{loop._nth}.db")
+
+        async def main(loop: CycleLoop = loop, copy: Path = copy) -> bool:
+            async with AsyncSessionStore(path if source == "file" else ":memory:") as store:
+                if source == "memory":
+                    await store.session("alice").add_items([{"text": "x" * 100_000}] * 10)
+                backup = asyncio.ensure_future(store.backup(copy))
+                loop.arm(backup.cancel)
+                await asyncio.wait([backup])
+                loop.disarm()
+                assert len(await store.session("alice").get_items()) == 10
+            await loop.shutdown_default_executor()
+            return backup.cancelled()
+
+        was_cancelled = loop.run(main())
+        cancelled += was_cancelled
+        if copy.exists():  # it was complete when the cancellation came
+            assert asyncio.run(problems(copy)) == []
+            copy.unlink()
+        else:
+            assert was_cancelled
+        assert list(target.parent.iterdir()) == []
+        holds_again(before)
+    assert cancelled > 1
 
 
 _ENDLESS = """
@@ -389,11 +393,12 @@ for number in range(1_000_000):
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL is POSIX's")
 async def test_a_process_that_is_killed_leaves_no_half_backup_under_the_name(path: Path, target: Path) -> None:
     await fill(path, 5)
-    for number in range(10):
+    for number in range(4):
         with Child(_ENDLESS, path, target.parent) as child:
-            for _ in range(2):
+            for _ in range(number + 2):
                 child.read_line()
-            await asyncio.sleep(number * 0.003)
+            for _ in range(random.randrange(100_000)):  # not the same instruction each time
+                pass
         complete = list(target.parent.glob("[0-9]*.db"))
         for copy in complete:
             assert await problems(copy) == []
@@ -435,14 +440,15 @@ async def test_a_fork_comes_between_and_both_processes_back_up(path: Path, targe
 
 
 _ENDING = """
-import sys, threading, time
+import sys, threading
 from agentmem import SessionStore
 from agentmem.errors import StorageError
 
 def back_up():
-    begun.set()
     try:
         for number in range(1000):
+            if number == int(sys.argv[3]):
+                begun.set()
             store.backup(f"{sys.argv[2]}/{number}.db")
     except (StorageError, RuntimeError) as error:
         # The last are Python's own words, where the interpreter's end came just before agentmem started a thread.
@@ -452,7 +458,6 @@ store = SessionStore(sys.argv[1])
 begun = threading.Event()
 threading.Thread(target=back_up, daemon=True).start()
 begun.wait()
-time.sleep(float(sys.argv[3]))
 """
 
 
@@ -460,8 +465,8 @@ async def test_a_program_that_ends_during_a_backup_ends_at_once_and_leaves_nothi
     path: Path, target: Path
 ) -> None:
     await fill(path, 5)
-    for pause_s in ("0", "0.02", "0.05"):
-        assert run_quietly(_ENDING, path, target.parent, pause_s) == ""
+    for backups in range(3):
+        assert run_quietly(_ENDING, path, target.parent, str(backups)) == ""
         for copy in target.parent.iterdir():
             assert copy.suffix == ".db"
             assert await problems(copy) == []

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from appending import Appending
 from database import connections, stored
+from exhaustive import cases
 from processes import STRICT, SUPPORT, needs_fork, run_quietly
 from stepping import CycleLoop, cycle_loops
 
@@ -43,13 +43,18 @@ def end_connections(path: Path) -> None:
         connection.end()
 
 
+LOSSES = {"all closed": close_connections, "the writer closed": close_writer, "all ended": end_connections}
+
+
 @pytest.mark.parametrize(
-    "lose", [close_connections, close_writer, end_connections], ids=["all closed", "the writer closed", "all ended"]
+    ("lost", "reads", "first"),
+    cases(
+        itertools.product(LOSSES, [True, False], FIRST),
+        quick=lambda case: case in [("all closed", True, 40), ("the writer closed", False, 1)],
+    ),
 )
-@pytest.mark.parametrize("reads", [True, False], ids=["beside reads", "alone"])
-@pytest.mark.parametrize("first", FIRST)
 def test_appends_keep_their_order_at_whatever_moment_more_come_after_connections_were_lost(
-    tmp_path: Path, lose: Callable[[Path], None], reads: bool, first: int
+    tmp_path: Path, lost: str, reads: bool, first: int
 ) -> None:
     for number, loop in enumerate(cycle_loops()):
         path = tmp_path / f"{number}.db"
@@ -60,7 +65,7 @@ def test_appends_keep_their_order_at_whatever_moment_more_come_after_connections
                 appending = Appending(session)
                 appending.begin(1)
                 await asyncio.gather(*appending.calls, session.get_items())
-                lose(path)
+                LOSSES[lost](path)
                 others = [asyncio.ensure_future(session.get_items()), asyncio.ensure_future(store.open())] * reads
                 appending.begin(first)
                 loop.arm(lambda: appending.begin_unless_done(MORE))
@@ -73,7 +78,7 @@ def test_appends_keep_their_order_at_whatever_moment_more_come_after_connections
         loop.run(main())
 
 
-@pytest.mark.parametrize("first", FIRST)
+@pytest.mark.parametrize("first", cases(FIRST, quick=lambda first: first == 1))
 def test_appends_keep_their_order_at_whatever_moment_connections_are_lost_under_them(
     tmp_path: Path, first: int
 ) -> None:
@@ -102,7 +107,7 @@ def test_appends_keep_their_order_at_whatever_moment_connections_are_lost_under_
         loop.run(main())
 
 
-@pytest.mark.parametrize("first", FIRST)
+@pytest.mark.parametrize("first", cases(FIRST, quick=lambda first: first == 1))
 def test_appends_keep_their_order_at_whatever_moment_they_come_while_the_file_is_opened_first(
     tmp_path: Path, first: int
 ) -> None:
@@ -126,7 +131,7 @@ def test_appends_keep_their_order_at_whatever_moment_they_come_while_the_file_is
         loop.run(main())
 
 
-@pytest.mark.parametrize("first", FIRST)
+@pytest.mark.parametrize("first", cases(FIRST, quick=lambda first: first == 1))
 def test_appends_keep_their_order_at_whatever_moment_the_file_is_replaced(tmp_path: Path, first: int) -> None:
     # Those that meet the old file fail; of those that went to the new one, none has overtaken another.
     for number, loop in enumerate(cycle_loops()):

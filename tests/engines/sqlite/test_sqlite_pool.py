@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import anyio
 import pytest
 from database import connections, stored
+from exhaustive import cases
 from processes import Child, files, holdings, holds_again, needs_fork, run_quietly, threads, wait_until, writer_lock
 from stepping import AsyncioCycleLoop, CycleLoop, cycle_loops, on_every_loop
 
@@ -598,8 +599,17 @@ WAYS = {"task.cancel": _native, "anyio": _in_scope, "wait_for": _wait_for}
 
 
 @on_every_loop
-@pytest.mark.parametrize(("way", "times"), [("task.cancel", 1), ("task.cancel", 5), ("anyio", 1), ("wait_for", 1)])
-@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize(
+    ("name", "way", "times"),
+    cases(
+        [
+            (name, *way)
+            for name in OPERATIONS
+            for way in (("task.cancel", 1), ("task.cancel", 5), ("anyio", 1), ("wait_for", 1))
+        ],
+        quick=lambda case: case[0] in ("first add", "add") or case[1:] == ("task.cancel", 1),
+    ),
+)
 def test_a_call_that_is_cancelled_at_any_moment_is_carried_out_or_not_and_leaves_nothing_behind(
     tmp_path: Path, name: str, way: str, times: int, kind: str, eager: bool
 ) -> None:
@@ -1108,7 +1118,7 @@ for round in range(int(sys.argv[2])):
 
 @needs_fork
 def test_a_new_file_that_eight_processes_open_at_the_same_instant_is_created_once(path: Path) -> None:
-    rounds = 12
+    rounds = 4
     run_quietly(_OPENERS, path, str(rounds))
     for number in range(rounds):
         items = stored(path.with_name(f"{path.name}.{number}"), "shared")
