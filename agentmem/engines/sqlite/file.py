@@ -14,7 +14,7 @@ import threading
 
 from ...errors import StorageError, StorageFullError
 
-opening = threading.Lock()
+opening_lock = threading.Lock()
 """Held while a connection is opened or a file is created, and across a fork."""
 
 
@@ -28,7 +28,7 @@ def create_private(path: str) -> None:
     # Closing any descriptor of a file drops all locks that this process holds on it
     # (sqlite.org/howtocorrupt.html, section 2.2). O_EXCL opens only a file that this call creates, and `opening` keeps
     # connections from opening that file before its descriptor is closed.
-    with opening:
+    with opening_lock:
         try:
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
         except FileExistsError:

@@ -18,10 +18,10 @@ TESTS = SUPPORT.parent
 PLUGIN = """
 def pytest_collection_finish():
     import aiosqlite
-    from agentmem.engines.sqlite import connection
+    from agentmem.engines.sqlite import opening
 
     assert aiosqlite.__file__.startswith({folder!r})
-    connection.LET_GO_S = {let_go_s}
+    opening.LET_GO_S = {let_go_s}
 """
 """Runs in the tests of an altered copy."""
 
