@@ -106,7 +106,6 @@ session.get_items()
 async def talk():
     session = AsyncSQLiteSession(path, session_id="user_123")
     await session.add_items([one])
-    await asyncio.to_thread(threading.main_thread().join) if sys.version_info < (3, 9) else None
     for number in range(20):
         await session.add_items([{"number": number}])
         assert len(await session.get_items()) == number + 2
@@ -203,20 +202,7 @@ asyncio.run(main())
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a signal for one process is POSIX's")
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "sync",
-        pytest.param(
-            "async",
-            marks=pytest.mark.skipif(
-                sys.version_info < (3, 11),
-                reason="Python 3.10's asyncio is interrupted in the middle of any callback, and may lose the one that "
-                "would end a wait (1 of 100 times); since 3.11 it cancels the main task instead",
-            ),
-        ),
-    ],
-)
+@pytest.mark.parametrize("kind", ["sync", "async"])
 def test_ctrl_c_in_the_middle_of_writing_ends_the_program_and_keeps_what_was_acknowledged(
     path: Path, kind: str
 ) -> None:

@@ -549,7 +549,6 @@ RESULT_CODES = [
 """sqlite.org/rescode.html, section 3."""
 
 
-@pytest.mark.skipif(not hasattr(sqlite3, "SQLITE_BUSY"), reason="sqlite3 exports the result codes from 3.11 on")
 def test_every_primary_result_code_of_sqlite_has_its_meaning() -> None:
     codes = _primary_codes()
     assert len(codes) >= 26
@@ -603,19 +602,16 @@ def _real_errors(path: Path) -> Iterator[sqlite3.Error]:
 @pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_error_is_told_by_its_text_just_as_by_its_code(path: Path) -> None:
-    # Python 3.10 gives no code. An error made from the text alone is what it would be there.
     errors = list(_real_errors(path))
     assert len(errors) >= 13
     kinds = set()
     for error in errors:
-        as_in_3_10 = sqlite3.OperationalError(str(error))
-        assert primary_code(as_in_3_10) in ERRORS
-        code: int | None = getattr(error, "sqlite_errorcode", None)
-        if code is not None:
-            kinds.add(code & 0xFF)
-            assert type(map_error(as_in_3_10, "x")) is type(map_error(error, "x")), str(error)
+        kinds.add(error.sqlite_errorcode & 0xFF)
+        without_code = sqlite3.OperationalError(str(error))
+        assert primary_code(without_code) in ERRORS
+        assert type(map_error(without_code, "x")) is type(map_error(error, "x")), str(error)
     gc.collect()
-    assert not hasattr(sqlite3, "SQLITE_BUSY") or len(kinds) >= 9
+    assert len(kinds) >= 9
 
 
 def test_every_kind_of_driver_error_is_mapped() -> None:
@@ -626,7 +622,7 @@ def test_every_kind_of_driver_error_is_mapped() -> None:
         assert isinstance(mapped, StorageError)
         assert str(mapped).startswith("session 'user_123' in x.db: something new; ")
     unknown = sqlite3.OperationalError("something new")
-    setattr(unknown, "sqlite_errorcode", 250)  # noqa: B010  as a newer SQLite might give it; mypy checks for 3.10, too
+    unknown.sqlite_errorcode = 250  # as a newer SQLite might give it
     assert type(map_error(unknown, "x.db")) is StorageError
 
 

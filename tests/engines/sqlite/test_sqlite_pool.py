@@ -724,8 +724,6 @@ def test_a_cancelled_write_that_waits_for_its_turn_is_never_written(path: Path) 
 async def test_a_write_whose_time_is_up_while_it_is_under_way_is_written_when_that_is_raised(
     path: Path, limit: str
 ) -> None:
-    if limit == "asyncio.timeout" and not hasattr(asyncio, "timeout"):
-        pytest.skip("asyncio.timeout came with Python 3.11")
     async with AsyncSQLiteSession(path, session_id="user_123", busy_timeout_s=60) as session:
         await session.add_items([ONE])
         with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
@@ -734,11 +732,11 @@ async def test_a_write_whose_time_is_up_while_it_is_under_way_is_written_when_th
             asyncio.get_running_loop().call_later(0.3, other.execute, "COMMIT")
             write = session.add_items([TWO])
             if limit == "wait_for":
-                with pytest.raises(asyncio.TimeoutError):
+                with pytest.raises(TimeoutError):
                     await asyncio.wait_for(write, 0.1)
             elif limit == "asyncio.timeout":
                 with pytest.raises(TimeoutError):
-                    async with getattr(asyncio, "timeout")(0.1):  # noqa: B009  mypy checks for 3.10, too
+                    async with asyncio.timeout(0.1):
                         await write
             elif limit == "anyio.fail_after":
                 with pytest.raises(TimeoutError), anyio.fail_after(0.1):
