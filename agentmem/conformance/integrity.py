@@ -4,13 +4,7 @@ from __future__ import annotations
 
 from ..items import encode_items
 from ..reading import TailReading
-from .fixtures import (
-    Check,
-    OpenEngine,
-    expect_equal,
-    make_rows,
-    scratch_session,
-)
+from .fixtures import Check, OpenEngine, expect_equal, make_rows, scratch_session
 
 
 async def a_check_finds_no_problem_after_pops_and_clears(open_engine: OpenEngine) -> None:

@@ -6,14 +6,7 @@ import json
 
 from ..engines.base import Engine
 from ..reading import TailReading
-from .fixtures import (
-    Check,
-    NotConforming,
-    OpenEngine,
-    expect_equal,
-    make_rows,
-    scratch_session,
-)
+from .fixtures import Check, NotConforming, OpenEngine, expect_equal, make_rows, scratch_session
 
 
 async def sessions_are_listed_in_pages_by_the_bytes_of_their_ids(open_engine: OpenEngine) -> None:

@@ -5,15 +5,7 @@ from __future__ import annotations
 from ..items import Item, encode_items
 from ..reading import TailReading, WindowReading
 from ..replay import SessionSettings, replay_window
-from .fixtures import (
-    Check,
-    OpenEngine,
-    expect_equal,
-    make_items,
-    make_rows,
-    read_items,
-    scratch_session,
-)
+from .fixtures import Check, OpenEngine, expect_equal, make_items, make_rows, read_items, scratch_session
 
 
 async def a_limit_takes_exactly_the_newest_items(open_engine: OpenEngine) -> None:

@@ -74,7 +74,7 @@ class PooledEngine(Engine, Generic[P]):
         try:
             await self.open_pool(pool)
         except BaseException as error:
-            await self._leases.let_go(pool)  # a later call leases again
+            await self._leases.release(pool)  # a later call leases again
             self.raise_mapped(error)
 
     async def submit(self, batcher: Batcher[W], work: W, session_id: str | None = None) -> Any:
@@ -95,7 +95,7 @@ class PooledEngine(Engine, Generic[P]):
 
     async def close(self) -> None:
         self._is_closed = True
-        unused = self._leases.give_back()
+        unused = self._leases.release_all()
         if unused or self.has_more_to_close():
             await despite_cancellation(self.close_pools(unused))
 

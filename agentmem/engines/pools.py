@@ -1,9 +1,9 @@
-"""Who uses which pool of connections: one pool per database and event loop, shared by every handle on it.
+"""Which event loop and database share which pool of connections: one pool for each, shared by every handle on it.
 
 Rules kept here:
 
-- A pool closes when its last user lets go of it; one whose event loop is gone, with the next lease.
-- Connections are not carried across a fork: the child leases anew, and leaves the parent's to the parent.
+- A pool is closed when its last user releases it. One whose event loop is closed is abandoned with the next lease.
+- Connections are not carried across a fork: the child leases pools of its own, and leaves the parent's to the parent.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class LoopPool(ABC):
 
     Args:
         key: equal for all who share the pool.
-        loop: on which all of it happens.
+        loop: the event loop on which it is used.
     """
 
     def __init__(self, key: Hashable, loop: asyncio.AbstractEventLoop) -> None:
@@ -42,7 +42,7 @@ class LoopPool(ABC):
 
     @abstractmethod
     def abandon(self) -> None:
-        """Have the connections closed without waiting for it, because the event loop is gone."""
+        """Have the connections closed without waiting for it, because the event loop is closed or stands still."""
 
 
 P = TypeVar("P", bound=LoopPool)
@@ -53,7 +53,7 @@ class Pools(Generic[P]):
 
     def __init__(self) -> None:
         self._pools: dict[tuple[Hashable, asyncio.AbstractEventLoop], P] = {}
-        # Kept, because what collects a connection closes it, and takes it off the selector that the parent uses, too.
+        # Kept, because collecting a connection closes it, and removes it from the selector that the parent uses, too.
         self._inherited: list[P] = []
         self._lock = threading.Lock()  # loops in several threads lease at the same time
         around_fork(before=self._lock_before_fork, in_parent=self._unlock_in_parent, in_child=self._forget_in_child)
@@ -62,21 +62,21 @@ class Pools(Generic[P]):
         self,
         key: Hashable,
         make: Callable[[asyncio.AbstractEventLoop], P],
-        drops: Callable[[P], bool] = lambda pool: False,
+        is_stale: Callable[[P], bool] = lambda pool: False,
     ) -> P:
-        """The running event loop's pool with this key, with one user more; no I/O but what `drops` does.
+        """The running event loop's pool with this key, which has one user more then. No I/O but what `is_stale` does.
 
         Args:
-            make: makes it, where there is none.
-            drops: whether a pool must not be leased again.
+            make: makes the pool, where there is none.
+            is_stale: whether a pool, also of another key, must not be leased again.
         """
         loop = asyncio.get_running_loop()
         with self._lock:
             for place, pool in list(self._pools.items()):
-                is_dropped = drops(pool)
+                must_go = is_stale(pool)
                 if pool.loop.is_closed():
                     pool.abandon()
-                if is_dropped or pool.loop.is_closed():
+                if must_go or pool.loop.is_closed():
                     del self._pools[place]
             here = self._pools.get((key, loop))
             if here is None:
@@ -85,7 +85,7 @@ class Pools(Generic[P]):
             return here
 
     def release(self, pool: P) -> bool:
-        """Let go of a leased pool; whether that was its last user, who is to call :func:`close_unused`."""
+        """Give a leased pool back. True for its last user, who must call :func:`close_unused`."""
         with self._lock:
             pool.users -= 1
             if pool.users:
@@ -95,7 +95,7 @@ class Pools(Generic[P]):
             return True
 
     def all(self) -> Sequence[P]:
-        """Those that are in use now."""
+        """The pools that are in use now."""
         with self._lock:
             return list(self._pools.values())
 
@@ -115,8 +115,8 @@ class Leases(Generic[P]):
     """The pools that one engine uses, one for each event loop.
 
     Args:
-        pools: where it leases them.
-        lease: leases the running event loop's.
+        pools: where they are leased.
+        lease: leases the running event loop's pool.
     """
 
     def __init__(self, pools: Pools[P], lease: Callable[[], P]) -> None:
@@ -125,12 +125,12 @@ class Leases(Generic[P]):
         self._by_loop: dict[asyncio.AbstractEventLoop, P] = {}
 
     def get(self) -> P | None:
-        """The running event loop's pool, if this process leased it before."""
+        """The running event loop's pool; None where this process did not lease it yet."""
         pool = self._by_loop.get(asyncio.get_running_loop())
         return None if pool is None or pool.is_inherited() else pool
 
     def take(self) -> P:
-        """The running event loop's pool; leased, if need be."""
+        """The running event loop's pool; leased by the first call."""
         pool = self.get()
         if pool is None:
             for loop, theirs in list(self._by_loop.items()):  # a list: other threads' loops may add theirs meanwhile
@@ -140,18 +140,18 @@ class Leases(Generic[P]):
         return pool
 
     def are_inherited(self) -> bool:
-        """Whether any of them came by a fork."""
+        """Whether this process got any of them by a fork."""
         return any(pool.is_inherited() for pool in list(self._by_loop.values()))
 
-    async def let_go(self, pool: P) -> None:
+    async def release(self, pool: P) -> None:
         """Give back a pool that could not be opened: nobody closes what ``async with`` could not enter."""
         if self._by_loop.get(pool.loop) is pool:
             del self._by_loop[pool.loop]
             if self._pools.release(pool):
                 await close_unused(pool)
 
-    def give_back(self) -> list[P]:
-        """Give back all of them; returns those that nobody uses any more, for :func:`close_unused`."""
+    def release_all(self) -> list[P]:
+        """Give back every pool. Returns those that nobody uses any more, for :func:`close_unused`."""
         pools = [self._by_loop.popitem()[1] for _ in range(len(self._by_loop))]
         return [pool for pool in pools if not pool.is_inherited() and self._pools.release(pool)]
 

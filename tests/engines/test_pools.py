@@ -48,7 +48,7 @@ class Makes:
 
     async def close(self, *engines: Leases[Pool]) -> None:
         for engine in engines:
-            for pool in engine.give_back():
+            for pool in engine.release_all():
                 await close_unused(pool)
 
 
@@ -105,14 +105,14 @@ async def test_a_pool_that_could_not_be_opened_is_given_back_once_and_closes_whe
     one, two = makes.engine(), makes.engine()
     pool = one.take()
     two.take()
-    await one.let_go(pool)
-    await one.let_go(pool)
+    await one.release(pool)
+    await one.release(pool)
     assert (one.get(), two.get(), pool.ended) == (None, pool, [])
-    await two.let_go(pool)
+    await two.release(pool)
     assert pool.ended == ["closed"]
     again = one.take()
     assert again is not pool
-    await one.let_go(pool)  # late: what is in use now is another
+    await one.release(pool)  # late: what is in use now is another
     assert one.get() is again
     await makes.close(one, two)
     assert [made.ended for made in makes.made] == [["closed"], ["closed"]]
@@ -165,7 +165,7 @@ async def test_a_pool_whose_event_loop_is_gone_is_left_with_the_next_lease() -> 
     assert (theirs.ended, ours.ended) == (["abandoned"], ["closed"])
 
 
-async def test_loops_in_many_threads_lease_and_let_go_at_the_same_time() -> None:
+async def test_loops_in_many_threads_lease_and_release_at_the_same_time() -> None:
     makes = Makes()
 
     async def use() -> None:
