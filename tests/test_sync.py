@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import Child, files, holdings, holds_again, run_quietly, threads
+from processes import Child, files, holdings, holds_again, run_quietly, running_threads, started_since
 
 import agentmem
 from agentmem import (
@@ -151,14 +151,14 @@ def test_threads_share_one_event_loop_and_one_pool(path: Path) -> None:
 
     with SQLiteSession(path, session_id="other") as other:
         other.add_items([ONE])
-        before = threads()
+        before = running_threads()
         begin = threading.Barrier(8)
         running = [threading.Thread(target=talk, args=(thread,)) for thread in range(8)]
         for one in running:
             one.start()
         for one in running:
             one.join()
-        assert threads() == before
+        assert started_since(before) == []
     with SQLiteSession(path, session_id="user_123") as session:
         items = session.get_items()
     assert len(items) == 400

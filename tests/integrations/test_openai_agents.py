@@ -20,7 +20,7 @@ import pytest
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
-from processes import Child, files, holdings, holds_again, run_quietly, threads, writer_lock
+from processes import Child, files, holdings, holds_again, run_quietly, running_threads, started_since, writer_lock
 from tools import NO_AGENTS_SDK, NO_SCRIPTED_MODEL
 
 import agentmem
@@ -211,12 +211,12 @@ async def test_the_sdk_s_runner_talks_through_it_as_through_its_own(path: Path) 
 
 async def test_all_handles_on_a_file_share_one_pool(path: Path) -> None:
     await sdk_add(path, ONE)
-    before = sum(threads().values())
+    before = running_threads()
     sessions = [kind(f"user_{n}", path) for n in range(20) for kind in (SQLiteSession, AsyncSQLiteSession)]
     for session in sessions:
         await session.add_items([ONE])
     await sessions[0].get_items()
-    assert sum(threads().values()) - before == 2
+    assert len(started_since(before)) == 2
     for session in sessions:
         await AsyncSQLiteSession.close(session)
 

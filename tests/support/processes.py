@@ -137,6 +137,16 @@ other.close()
 """
 
 
+def running_threads() -> frozenset[threading.Thread]:
+    """The threads of this process, for :func:`started_since`."""
+    return frozenset(threading.enumerate())
+
+
+def started_since(before: frozenset[threading.Thread]) -> list[str]:
+    """The names of the threads that run now and did not then; one of an earlier test's may have ended meanwhile."""
+    return [thread.name for thread in threading.enumerate() if thread not in before and thread.name != "agentmem-end"]
+
+
 def threads() -> Counter[str]:
     """The threads of this process by name, without the one that waits for the program's end."""
     names = (thread.name for thread in threading.enumerate() if thread.name != "agentmem-end")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import threads, wait_until
+from processes import running_threads, started_since, wait_until
 
 from agentmem.engines.batching import Batch, Job
 from agentmem.engines.sqlite.checkpoint import Checkpoints
@@ -142,20 +142,20 @@ async def test_a_connection_whose_preparation_fails_is_closed(path: Path) -> Non
     def fail(_: Connection) -> None:
         raise LookupError
 
-    before = threads()
+    before = running_threads()
     with pytest.raises(LookupError):
         await Connection.open(str(path), 5.0, fail)
     assert open_connections() == []
-    wait_until(lambda: threads() == before)
+    wait_until(lambda: not started_since(before))
 
 
 async def test_where_connecting_fails_no_thread_is_left(path: Path) -> None:
     path.mkdir()
-    before = threads()
+    before = running_threads()
     for _ in range(20):
         with pytest.raises(sqlite3.OperationalError, match="unable to open"):
             await connect(path)
-    wait_until(lambda: threads() == before)
+    wait_until(lambda: not started_since(before))
 
 
 async def test_a_connection_that_was_stopped_has_run_what_was_sent_before_and_is_lost_for_what_comes_later(
