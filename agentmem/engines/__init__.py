@@ -1,4 +1,4 @@
-"""The engines, by URL scheme; each is imported when the first database of its kind is opened.
+"""The registry of engines, by URL scheme. An engine is imported when the first database of its kind is opened.
 
 A new engine is one package here, one row in ``ENGINES`` and one optional dependency.
 """
@@ -13,14 +13,15 @@ from .base import Engine
 
 
 class Entry(NamedTuple):
-    """Where an engine is found.
+    """Where an engine is, and how it is opened.
 
     Attributes:
-        module, name: of the Engine class; it takes the database (see ``keeps_url``) and keyword options.
-        driver: the package that it needs, by the name that pip and ``import`` know it by; objects of it (a pool) are
-            taken instead of a URL. "" for none.
-        keeps_url: whether it takes the whole URL, or only the path in it.
-        alias: another scheme for it; "" for none.
+        module: the module of the Engine class.
+        name: the name of the Engine class. The class takes the database and keyword options.
+        driver: the package that the engine needs; its name is the same for pip and ``import``. An object of this
+            package, such as a pool, can be given instead of a URL. "" if the engine needs no package.
+        keeps_url: whether the engine takes the whole URL; otherwise it takes the path in it.
+        alias: another URL scheme for the engine; "" for none.
     """
 
     module: str
@@ -37,17 +38,17 @@ ENGINES = {
 
 
 def open_engine(db: Any, **options: Any) -> Engine:
-    """The engine for a database; nothing is connected yet.
+    """Create the engine for a database. It does not connect yet.
 
     Args:
         db: a URL with one of the schemes in ``ENGINES``, the path of an SQLite file, or a pool of a driver in
-            ``ENGINES``. As in SQLAlchemy, three slashes begin a relative path and four an absolute one:
-            ``sqlite:///conversations.db``.
-        options: the engine's own, such as ``busy_timeout_s``.
+            ``ENGINES``. As in SQLAlchemy, a URL with three slashes has a relative path, and one with four an absolute
+            path: ``sqlite:///conversations.db``.
+        options: the engine's own options, such as ``busy_timeout_s``.
 
     Raises:
-        ValueError: the URL's scheme is unknown, or an option out of range.
-        TypeError: an option that the engine does not have.
+        ValueError: the URL's scheme is unknown, the URL is not valid for its engine, or an option is out of range.
+        TypeError: `db` or an option has the wrong type, or the engine has no such option.
         MissingDependencyError: the engine's driver is not installed.
     """
     scheme, database = _split(db)
@@ -55,7 +56,7 @@ def open_engine(db: Any, **options: Any) -> Engine:
     try:
         module = import_module(entry.module)
     except ImportError as error:
-        # Another module that is missing is a defect, which installing the driver would not mend.
+        # If another module is missing, installing the driver would not help.
         if not entry.driver or (error.name or "").partition(".")[0] != entry.driver:
             raise
         raise MissingDependencyError(f"pip install {entry.driver}") from error
@@ -64,16 +65,16 @@ def open_engine(db: Any, **options: Any) -> Engine:
 
 
 def scheme_of(db: Any) -> str:
-    """Which of ``ENGINES`` serves this database: a URL, a path, or a driver's pool.
+    """Return the key in ``ENGINES`` of the engine for a database: a URL, a path, or a driver's pool.
 
     Raises:
-        ValueError: the URL's scheme is unknown, or it is no URL of a file.
+        ValueError: the URL's scheme is unknown, or an SQLite URL names a host or no file.
     """
     return _split(db)[0]
 
 
 def _split(db: Any) -> tuple[str, Any]:
-    """The scheme, and what its engine takes."""
+    """Return the key in ``ENGINES``, and the database as that engine takes it."""
     if not isinstance(db, str):
         packages = {base.__module__.partition(".")[0] for base in type(db).__mro__}
         return next((scheme for scheme, entry in ENGINES.items() if entry.driver in packages), "sqlite"), db

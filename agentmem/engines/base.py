@@ -1,13 +1,13 @@
-"""What a database must do to hold sessions: the one interface that every engine implements.
+"""The interface that every engine implements: what a database must do to store sessions.
 
-An engine sees encoded rows and never looks into an item. The rules that all of them keep, and that
+An engine stores encoded rows and never looks into an item. Every engine keeps these rules, which
 ``agentmem.conformance`` checks:
 
-- Positions are issued inside the write transaction, from 0, without gaps; a read sees one state.
-- A write is durable when its call returns, all or nothing. One that is cancelled before it began is not
-  written; one that has begun finishes, and the cancellation is raised once its outcome is known.
-- A read sees every write whose call has returned in this process, and does not wait for those under way.
-- Only errors of ``agentmem.errors`` come out, never a driver's.
+- Positions are issued inside the write transaction, from 0, without gaps. A read sees one state.
+- A write is atomic, and durable when its call returns. If the call is cancelled before the write has begun, nothing is
+  written. Once it has begun, the write finishes, and the cancellation is raised when its outcome is known.
+- A read sees every write whose call has returned in this process. It does not wait for writes that are under way.
+- A driver's exception never reaches the caller; it is mapped to an error of ``agentmem.errors``.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
 MAX_SESSION_ID_BYTES = 1024
-"""Longest session id in UTF-8; what every database can index (PostgreSQL's limit is about 2,700)."""
+"""The largest size of a session id in UTF-8. Every database can index it; PostgreSQL's limit is about 2,700."""
 
 
 class Reading(Protocol[T_co]):
-    """Says, slice by slice, how much of a session a read takes; see ``agentmem.reading``.
+    """Takes a session's rows slice by slice, and says how many more it wants; see ``agentmem.reading``.
 
     Attributes:
-        first: rows wanted to begin with; 0 for none.
-        oldest: position of the oldest row taken, None where there is none.
+        first: how many rows it wants first; 0 for none.
+        oldest: the position of the oldest row that it took; None if it took none.
         is_short: whether an engine may try :meth:`feed_joined` first, on the event loop.
     """
 
@@ -41,164 +41,182 @@ class Reading(Protocol[T_co]):
 
     @abstractmethod
     def feed(self, rows: Sequence[tuple[int, bytes]], *, at_start: bool) -> int:
-        """Take rows, newest first; returns how many more are wanted, 0 when done."""
+        """Take the next rows, newest first, and return how many more it wants; 0 when it is done.
+
+        Args:
+            rows: ``(position, text)`` each.
+            at_start: whether the session has no older rows.
+        """
 
     @abstractmethod
     def restart(self) -> None:
-        """Forget what was taken: the connection was lost, and the rows are fed again, from the newest on."""
+        """Forget what it took. The connection was lost, and the rows are fed again from the newest on."""
 
     @abstractmethod
     def result(self) -> T_co:
-        """What was read."""
+        """Return what was read."""
 
     def feed_joined(self, joined: bytes, count: int, oldest: int) -> bool:
-        """Take the `first` newest rows (fewer: all that there are) as one text; returns whether that is enough.
+        """Take the `first` newest rows as one text, and return whether that is enough.
 
-        Where it is not, what was taken is forgotten: the rows are to be fed one by one, from the newest on.
+        If it is not enough, the reading forgets them, and the rows must be fed one by one from the newest on.
 
         Args:
             joined: the rows' texts, newest first, with commas between them.
-            count: how many there are.
-            oldest: the oldest one's position.
+            count: how many rows they are. Fewer than `first` are all rows of the session.
+            oldest: the position of the oldest of them.
         """
         return False
 
 
 class Engine(ABC):
-    """One database, as one handle or store uses it. Making one does no I/O and opens nothing.
+    """One database, as one session or store uses it. Creating an engine does no I/O and opens nothing.
 
-    Any number of tasks may call it at the same time, on any event loop. Every method but :meth:`close` raises
+    Any number of tasks may call it at the same time, on any event loop. Every method except :meth:`close` raises these
+    errors:
 
-    - :class:`~agentmem.errors.SessionClosedError` after :meth:`close`;
-    - :class:`~agentmem.errors.StorageBusyError` where a lock was held, or the server did not answer, for longer than
+    - :class:`~agentmem.errors.SessionClosedError`: it was called after :meth:`close`;
+    - :class:`~agentmem.errors.StorageBusyError`: a lock was held, or the server did not answer, for longer than
       ``busy_timeout_s``;
-    - :class:`~agentmem.errors.StorageCorruptError` where the database is damaged, or is not one;
-    - :class:`~agentmem.errors.SchemaVersionError` where a newer agentmem wrote it;
-    - :class:`~agentmem.errors.StorageError` for whatever else the database could not do.
+    - :class:`~agentmem.errors.StorageCorruptError`: the database is damaged, or the file is not a database;
+    - :class:`~agentmem.errors.SchemaVersionError`: a newer agentmem wrote the database;
+    - :class:`~agentmem.errors.StorageError`: the database failed in another way.
 
-    What a method raises beside these stands with it.
+    The docstring of a method lists only the errors that it raises in addition.
     """
 
     name: str
-    """The database as messages name it: a path, or a URL without its password."""
+    """The database's name in messages: a path, or a URL without its password."""
 
     key: Hashable
-    """Equal for two engines on the same database, in this process."""
+    """Equal for two engines in this process if they use the same database."""
 
     @abstractmethod
     async def open(self) -> None:
-        """Connect, and create or upgrade the schema. The other methods do that by themselves.
+        """Connect, and create or upgrade the schema. The other methods do this when they need it.
 
-        An engine that could not be opened holds nothing open, and its next call tries again.
+        If it fails, nothing stays open, and the next call tries again.
         """
 
     @abstractmethod
     async def append(self, session_id: str, rows: Sequence[str]) -> None:
         """Append encoded items, oldest first: all of them or none. The first append creates the session.
 
-        Appends of one event loop to one session are stored in the order in which they were called, whatever happens
-        to connections meanwhile. No rows write nothing and create nothing.
+        Appends of one event loop to one session are stored in the order in which they were called, even if connections
+        are lost meanwhile. An append of no rows writes nothing and creates nothing.
 
         Raises:
-            StorageFullError: there is no room; nothing was written.
+            StorageFullError: there is no space; nothing was written.
         """
 
     @abstractmethod
     async def read(self, session_id: str, reading: Reading[T]) -> T:
-        """Feed the session's rows to `reading`, newest first and all from one state; returns its result.
+        """Feed the session's rows to `reading`, newest first and all from one state, and return its result.
 
-        Feeding happens off the event loop, except for ``feed_joined`` of a reading that ``is_short`` where the rows are
-        few bytes. A session that does not exist has no rows.
+        The reading is fed off the event loop. The one exception is ``feed_joined`` with few bytes, of a reading that
+        ``is_short``. A session that does not exist has no rows.
 
         Raises:
-            Exception: what `reading` raises, as it is.
+            Exception: what `reading` raises, unchanged.
         """
 
     @abstractmethod
     async def sessions(self, after: str | None, limit: int) -> list[tuple[str, int]]:
-        """The next sessions in the order of the bytes of their ids in UTF-8, each with its length.
+        """Return the next sessions with their lengths, ordered by the bytes of their ids in UTF-8.
 
-        A session that pops have emptied is there, with length 0; one that was cleared is not. Each call sees one state:
-        a session that is added or cleared between two calls is seen, or not, by where its id stands.
+        A session that was emptied by pops is returned with length 0; a cleared session is not returned. Each call sees
+        one state of the database. A session that is created between two calls is returned by the second call only if
+        its id comes after `after`.
 
         Args:
-            after: an id, which need not exist; None: from the first session on, which creates nothing.
+            after: only sessions whose ids come after this id, which need not exist. None starts with the first session
+                and does not create the database.
             limit: the largest number of sessions, 1 or more. Fewer are returned only at the end.
 
         Returns:
-            ``(session_id, length)`` each. Bytes of an id that are not UTF-8, as only damage makes them, are lone
-            surrogates (``surrogateescape``), and may come back as `after`.
+            ``(session_id, length)`` each. Bytes of a damaged id that are not valid UTF-8 are returned as lone
+            surrogates (``surrogateescape``). Such an id may be given as `after`.
 
         Raises:
-            StorageError: `after` is None and there is no database of agentmem's.
+            StorageError: `after` is None and the database does not exist or has no agentmem tables.
         """
 
     @abstractmethod
     async def rows(self, session_id: str, start: int, limit: int) -> list[tuple[int, bytes]]:
-        """The session's rows from position `start` on, oldest first, as they are stored; all from one state.
+        """Return the session's rows from position `start` on, oldest first, as they are stored; all from one state.
 
         Args:
-            start: the lowest position wanted, 0 or more.
-            limit: the largest number of rows, 1 or more. Fewer may be returned where the rows are long (an engine may
-                stop at some hundred kB), but none only where there is none.
+            start: the lowest position, 0 or more.
+            limit: the largest number of rows, 1 or more. Fewer may be returned if the rows are long: an engine may
+                stop after some hundred kB. The result is empty only if there are no such rows.
 
         Returns:
-            ``(position, text)`` each: the text's bytes in UTF-8, corrupt or not. Nothing for a session that does not
-            exist.
+            ``(position, text)`` each. The text is the stored bytes in UTF-8, even if they are corrupt. Empty for a
+            session that does not exist.
         """
 
     @abstractmethod
     async def pop(self, session_id: str, reading: Reading[T]) -> T:
-        """As :meth:`read`, but inside a write, which then removes every row from ``reading.oldest`` on.
+        """Do a :meth:`read`, and remove every row from ``reading.oldest`` on in the same transaction.
 
-        Where ``reading.oldest`` is None, no row is removed. The positions that were removed are issued again.
+        No row is removed if ``reading.oldest`` is None. The removed positions are issued again.
 
         Raises:
-            StorageFullError: there is no room; nothing was removed.
-            Exception: what `reading` raises, as it is; nothing was removed.
+            StorageFullError: there is no space; nothing was removed.
+            Exception: what `reading` raises, unchanged; nothing was removed.
         """
 
     @abstractmethod
     async def clear(self, session_id: str) -> None:
-        """Remove the session with everything that is stored for it; the next append starts at position 0.
+        """Remove the session with everything that is stored for it. The next append starts at position 0.
 
         Raises:
-            StorageFullError: there is no room; nothing was removed.
+            StorageFullError: there is no space; nothing was removed.
         """
 
     @abstractmethod
     async def check(self, progress: Progress | None = None) -> CheckReport:
-        """What is wrong with the database, in one state of it. Writes nothing, creates nothing, holds up no call.
+        """Check one state of the database, and report what is wrong with it.
+
+        It writes nothing and creates nothing. Other calls do not wait for it, except on a database in memory.
 
         Args:
-            progress: told from time to time how far it is, in another thread than the event loop's.
+            progress: called from time to time, in another thread than the event loop's.
 
         Raises:
-            StorageError: there is no database of agentmem's, or the work was stopped because the program ends.
-            Exception: what `progress` raises, as it is.
+            StorageError: the database does not exist or has no agentmem tables.
+            StorageError: the check was stopped because the program ends.
+            Exception: what `progress` raises, unchanged.
         """
 
     @abstractmethod
     async def backup(self, path: str | os.PathLike[str]) -> None:
-        """Copy one state of the database, with everything that was acknowledged, to a new file; holds up no call.
+        """Copy one state of the database, with every acknowledged write, to a new file.
+
+        Other calls do not wait for it, except on a database in memory. If it fails, it creates nothing at `path`.
 
         Raises:
-            ValueError: `path` names no file.
-            StorageError: there is something at `path` already, or this engine makes no backups; the message names what
-                does. Nothing is left at `path`.
-            StorageFullError: there is no room for the copy. Nothing is left at `path`.
+            ValueError: `path` cannot be the path of a file.
+            StorageError: `path` exists already.
+            StorageError: this engine cannot make backups; the message names the tool that can.
+            StorageFullError: there is no space for the copy.
         """
 
     @abstractmethod
     async def close(self) -> None:
-        """Let go of the database once the calls under way are done. Idempotent.
+        """Wait for the calls that are under way, then release the connections. Idempotent.
 
-        It closes also where it is cancelled; the cancellation is raised then.
+        If it is cancelled, it still releases them, and then raises the cancellation.
         """
 
 
 def check_busy_timeout(busy_timeout_s: object) -> None:
-    """Refuse a `busy_timeout_s` that is no number of seconds; every engine has this option."""
+    """Check the option `busy_timeout_s`, which every engine has.
+
+    Raises:
+        TypeError: it is not a number.
+        ValueError: it is negative, infinite or NaN.
+    """
     if isinstance(busy_timeout_s, bool) or not isinstance(busy_timeout_s, (int, float)):
         raise TypeError(f"busy_timeout_s is a number of seconds, got {busy_timeout_s!r}")
     if not 0 <= busy_timeout_s < float("inf"):

@@ -6,8 +6,9 @@ For guardrails, MCP and tracing, use the Agents SDK; agentmem's sessions work th
 from .agent import Agent
 from .config import RunConfig
 from .context import RunContext
-from .model import Model, ModelRequest, ModelResponse, OpenAIResponsesModel, StreamingModel, Usage
+from .model import Model, ModelRequest, ModelResponse, StreamingModel, Usage
 from .offline import OfflineModel
+from .responses_api import OpenAIResponsesModel
 from .result import RunResult
 from .run import Runner
 from .stream import RunEvent, RunStream, TextDelta

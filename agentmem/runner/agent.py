@@ -16,7 +16,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from ..errors import ModelError, RunError
 from .context import RunContext
-from .model import Model, check_model, resolve_model
+from .model import Model, check_model
+from .responses_api import resolve_model
 from .schema import inline_root, strict_schema
 from .tools import FunctionTool, check_name, function_spec
 

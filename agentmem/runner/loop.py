@@ -35,10 +35,12 @@ from .agent import Agent, handoff_output
 from .config import RunConfig
 from .context import RunContext
 from .history import SessionLike, agent_after, history_before_input, unfinished_turn
-from .model import Model, ModelRequest, ModelResponse, StreamingModel, Usage, resolve_model
+from .model import Model, ModelRequest, ModelResponse, StreamingModel, Usage
+from .responses_api import resolve_model
 from .result import RunResult
 from .stream import OnEvent, TextDelta
-from .tools import ToolOutput, run_calls
+from .tool_calls import run_calls
+from .tools import ToolOutput
 
 
 @dataclass

@@ -1,9 +1,9 @@
-"""Function tools: Python functions that the model can call, and the calls of them.
+"""Function tools: Python functions that the model can call.
 
 Rules:
 
 - The JSON schema and the validation of the arguments come from the function's signature, through pydantic.
-- The calls of one response run at the same time: async functions on the event loop, others in worker threads.
+- An async function runs on the event loop, any other in a worker thread.
 - A parameter annotated ``RunContext`` gets the run's context. It is not in the schema.
 - The model is told of an error in a tool, so that it can correct its call or tell the user. A tool with
   ``raise_errors=True`` ends the run instead.
@@ -11,12 +11,10 @@ Rules:
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import inspect
-import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
@@ -27,14 +25,15 @@ from pydantic.errors import PydanticUserError
 from pydantic_core import to_json
 
 from ..errors import ToolError
-from ..items import Item
 from .context import RunContext, context_parameter
 from .schema import strict_schema
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_NO_RUN: RunContext[Any] = RunContext(None, "")
+NO_RUN: RunContext[Any] = RunContext(None, "")
+"""The context of a call outside of a run."""
+
 _FUNCTION_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")  # the names that the API accepts
 
 
@@ -49,6 +48,12 @@ class ToolOutput:
 
     value: Any
     text: str
+
+    @classmethod
+    def for_error(cls, text: str) -> ToolOutput:
+        """Return the output that tells the model of an error."""
+        text = _replace_lone_surrogates(f"Error: {text}")
+        return cls(text, text)
 
 
 class FunctionTool(Generic[P, R]):
@@ -107,7 +112,7 @@ class FunctionTool(Generic[P, R]):
         """The tool in the format of the Responses API."""
         return function_spec(self.name, self.description, self.parameters, strict=self.strict)
 
-    async def invoke(self, arguments: str, context: RunContext[Any] = _NO_RUN) -> ToolOutput:
+    async def invoke(self, arguments: str, context: RunContext[Any] = NO_RUN) -> ToolOutput:
         """Call the function with the model's arguments.
 
         If the arguments do not fit the signature, the function raises an error, or its time is up, the text of the
@@ -128,7 +133,7 @@ class FunctionTool(Generic[P, R]):
             # Some servers send "" for no arguments.
             args, kwargs = self._arguments_adapter.validate_json(arguments or "{}")
         except ValidationError as error:
-            return _error_output(f"invalid arguments for {self.name}: {_summarize(error)}")
+            return ToolOutput.for_error(f"invalid arguments for {self.name}: {_summarize(error)}")
         if self._context_parameter is not None:
             kwargs[self._context_parameter] = context
         try:
@@ -145,7 +150,7 @@ class FunctionTool(Generic[P, R]):
         """
         if self.raise_errors:
             raise ToolError(f"the tool {self.name!r} failed: {type(error).__name__}: {error}") from error
-        return _error_output(f"{self.name} failed: {type(error).__name__}: {error}")
+        return ToolOutput.for_error(f"{self.name} failed: {type(error).__name__}: {error}")
 
     async def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call: Callable[[], Any] = functools.partial(self.function, *args, **kwargs)
@@ -236,62 +241,6 @@ def check_name(name: str, what: str) -> str:
     return name
 
 
-async def run_calls(
-    calls: Sequence[Item],
-    tools: Mapping[str, FunctionTool[..., Any]],
-    context: RunContext[Any] = _NO_RUN,
-    on_output: Callable[[Item, ToolOutput], None] = lambda call, output: None,
-) -> list[ToolOutput]:
-    """Run ``function_call`` items at the same time.
-
-    Args:
-        calls: the items.
-        tools: the tools, by name.
-        context: the run's context.
-        on_output: called with each call and its output, as soon as the call is done.
-
-    Returns:
-        The outputs in the order of the calls. A call of an unknown tool gets an output that says so.
-
-    Cancellation: all calls are cancelled. This function ends only when none of them is running.
-
-    Raises:
-        ToolError: a tool with ``raise_errors=True`` failed. The other calls are cancelled.
-        SystemExit, KeyboardInterrupt: a tool raised it. The other calls are cancelled.
-    """
-    outputs: list[ToolOutput | None] = [None] * len(calls)
-    fatal_errors: list[BaseException] = []
-
-    async def call_tool(call: Item) -> ToolOutput:
-        name = call.get("name")
-        tool = tools.get(name) if isinstance(name, str) else None
-        if tool is None:
-            return _error_output(f"there is no tool called {name!r}; there are: {', '.join(tools) or 'none'}")
-        try:
-            return await tool.invoke(str(call.get("arguments") or ""), context)
-        except asyncio.CancelledError as error:
-            if group.cancel_scope.cancel_called or anyio.current_effective_deadline() == -math.inf:
-                raise
-            return tool.output_for_error(error)  # not the run was cancelled, but something that the tool awaited
-
-    async def run_call(index: int, call: Item) -> None:
-        try:
-            output = outputs[index] = await call_tool(call)
-            on_output(call, output)
-        except (ToolError, SystemExit, KeyboardInterrupt) as error:
-            # Kept instead of raised: the task group would wrap it into an exception group. The last two would also
-            # stop the event loop, which in ``run_sync`` is the loop of all sync calls.
-            fatal_errors.append(error)
-            group.cancel_scope.cancel()
-
-    async with anyio.create_task_group() as group:
-        for index, call in enumerate(calls):
-            group.start_soon(run_call, index, call)
-    if fatal_errors:
-        raise fatal_errors[0]
-    return [output for output in outputs if output is not None]
-
-
 def _inspect_signature(function: Callable[..., Any], name: str) -> tuple[TypeAdapter[Any], str | None]:
     """Create the adapter that validates a function's arguments.
 
@@ -332,11 +281,6 @@ def _first_paragraph(function: Callable[..., Any]) -> str:
 def _summarize(error: ValidationError) -> str:
     problems = error.errors(include_url=False, include_context=False, include_input=False)
     return "; ".join(f"{'.'.join(map(str, problem['loc'])) or 'all'}: {problem['msg']}" for problem in problems)
-
-
-def _error_output(text: str) -> ToolOutput:
-    text = _replace_lone_surrogates(f"Error: {text}")
-    return ToolOutput(text, text)
 
 
 def _to_text(value: Any) -> str:

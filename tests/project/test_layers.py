@@ -1,4 +1,4 @@
-"""Imports only go down: the floors of the package, read from its source, and what ``import agentmem`` loads."""
+"""Imports only go down, and no engine imports another; read from the source. And what ``import agentmem`` loads."""
 
 from __future__ import annotations
 
@@ -42,8 +42,9 @@ FRONT_DOOR_FLOOR = 5
 
 
 def violations(package: Path) -> list[str]:
-    """Each import in this package that goes up, and each module on no floor, as ``file:line: what``."""
+    """Each import that goes up or into another engine, and each module on no floor, as ``file:line: what``."""
     found = []
+    engines = {folder.name for folder in package.glob("engines/*/")}
     for file in sorted(package.rglob("*.py")):
         where = file.relative_to(package).as_posix()
         module = where.removesuffix(".py").split("/")
@@ -55,16 +56,18 @@ def violations(package: Path) -> list[str]:
             found.append(f"{where}: on no floor")
             continue
         for line, target in imports(file, package):
-            if target is None:
+            if not target:
                 found.append(f"{where}:{line}: imports the front door")
-            elif FLOORS.get(target, -1) > floor:
-                found.append(f"{where}:{line}: floor {floor} imports {target}, floor {FLOORS[target]}")
+            elif FLOORS.get(target[0], -1) > floor:
+                found.append(f"{where}:{line}: floor {floor} imports {target[0]}, floor {FLOORS[target[0]]}")
+            elif target[0] == module[0] == "engines" and engines & {*target[1:2]} - {*module[1:2]}:
+                found.append(f"{where}:{line}: imports the engine {target[1]}")
     return found
 
 
-def imports(file: Path, package: Path) -> Iterator[tuple[int, str | None]]:
+def imports(file: Path, package: Path) -> Iterator[tuple[int, list[str]]]:
     """The line of each import of the package's own modules, wherever it stands in the file (in a function and under
-    TYPE_CHECKING too), with the first part of the module's name after the package's; None for the package itself."""
+    TYPE_CHECKING too), with the parts of the module's name after the package's; none for the package itself."""
     home = [package.name, *file.relative_to(package).parent.parts]
     for node in ast.walk(ast.parse(file.read_bytes(), str(file))):
         if isinstance(node, ast.Import):
@@ -73,12 +76,13 @@ def imports(file: Path, package: Path) -> Iterator[tuple[int, str | None]]:
             base = home[: len(home) - node.level + 1] if node.level else []
             base = base + (node.module.split(".") if node.module else [])
             # "from . import items" names a module; any other name that the root gives is its own.
-            names = [[*base, alias.name] if alias.name in FLOORS else base for alias in node.names]
+            named = [alias.name for alias in node.names]
+            names = [[*base, name] if name in FLOORS or base[1:] == ["engines"] else base for name in named]
         else:
             continue
         for name in names:
             if name[0] == package.name:
-                yield node.lineno, name[1] if len(name) > 1 else None
+                yield node.lineno, name[1:]
 
 
 def installed_package() -> Path:
@@ -115,12 +119,22 @@ def test_the_installed_package_holds_every_module_of_the_tree(repo: Path) -> Non
         ("cli.py", "from . import Runner", "cli.py:1: imports the front door"),
         ("cli.py", "from agentmem import Runner", "cli.py:1: imports the front door"),
         ("integrations/x.py", "import agentmem", "integrations/x.py:1: imports the front door"),
+        ("engines/b/pool.py", "from ..a.pool import x", "engines/b/pool.py:1: imports the engine a"),
+        ("engines/b/pool.py", "from .. import a", "engines/b/pool.py:1: imports the engine a"),
+        ("engines/b/pool.py", "import agentmem.engines.a.pool", "engines/b/pool.py:1: imports the engine a"),
+        ("engines/pools.py", "from .a import x", "engines/pools.py:1: imports the engine a"),
+        (
+            "engines/pools.py",
+            "if TYPE_CHECKING:\n    from .a.pool import x",
+            "engines/pools.py:2: imports the engine a",
+        ),
         ("utils.py", "", "utils.py: on no floor"),
     ],
 )
 def test_the_check_names_each_kind_of_wrong_import(tmp_path: Path, file: str, source: str, complaint: str) -> None:
     path = tmp_path / "agentmem" / file
-    path.parent.mkdir(parents=True)
+    (tmp_path / "agentmem" / "engines" / "a").mkdir(parents=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(source, encoding="utf-8")
     assert violations(tmp_path / "agentmem") == [complaint]
 
@@ -130,7 +144,11 @@ def test_the_check_names_each_kind_of_wrong_import(tmp_path: Path, file: str, so
     [
         ("replay.py", "from .items import Item\nimport json, openai.types.responses"),
         ("session.py", "from . import errors, store\nimport agentmem.engines.base"),
-        ("engines/sqlite.py", "from .base import Engine\nfrom .. import errors\nfrom ..items import Item"),
+        ("engines/base.py", "from .. import errors\nfrom ..items import Item\nfrom . import batching"),
+        (
+            "engines/a/pool.py",
+            "from ..base import Engine\nfrom .. import pools\nfrom . import file\nfrom .file import x",
+        ),
         ("runner/__init__.py", "from .result import RunResult\nfrom ..sync import SQLiteSession"),
         ("__init__.py", "from .runner import Runner\nfrom . import errors"),
         ("__main__.py", "from .cli import main"),
@@ -138,7 +156,8 @@ def test_the_check_names_each_kind_of_wrong_import(tmp_path: Path, file: str, so
 )
 def test_imports_that_go_down_or_along_are_fine(tmp_path: Path, file: str, source: str) -> None:
     path = tmp_path / "agentmem" / file
-    path.parent.mkdir(parents=True)
+    (tmp_path / "agentmem" / "engines" / "a").mkdir(parents=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(source, encoding="utf-8")
     assert violations(tmp_path / "agentmem") == []
 

@@ -28,7 +28,7 @@ sys.path.append(str(REPO))  # the benchmarks are not installed; at the end, so t
 
 from agentmem import SessionStore, errors
 from agentmem.cli import main
-from agentmem.runner.model import DEFAULT_MODEL
+from agentmem.runner.responses_api import DEFAULT_MODEL
 from benchmarks.scaling import arguments
 
 pages = {name: Page(name) for name in PAGES}

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from agentmem.errors import ModelError
 from agentmem.runner import Agent, OfflineModel, OpenAIResponsesModel, function_tool
 from agentmem.runner.agent import handoff_name
-from agentmem.runner.model import DEFAULT_MODEL
+from agentmem.runner.responses_api import DEFAULT_MODEL
 
 
 @function_tool

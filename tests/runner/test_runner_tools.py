@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field
 
 from agentmem.errors import ToolError
 from agentmem.runner import FunctionTool, RunContext, function_tool
-from agentmem.runner.tools import run_calls
+from agentmem.runner.tool_calls import run_calls
 
 pytestmark = pytest.mark.anyio
 

@@ -1,17 +1,23 @@
-"""Copies an SQLite file while others write to it.
+"""Copies an SQLite file while other connections write to it.
 
-By SQLite's online backup API (sqlite.org/backup.html), in one read transaction, so that no write makes it begin again,
-and 1 MB at a time, each flushed at once. What disturbs writers is the disk: a commit waits for all that is being
-flushed before it. Measured with a file of 1.1 GB on 2 cores, in 4 runs each, while 8 tasks wrote all the time (at
-0.4 ms for half of the commits and 1.2 ms for 99 of 100, without a backup):
+Rules kept here:
 
-- 1 MB at a time, each flushed: 1.3 to 1.7 s; 2.8 ms for 99 of 100 commits, 3 to 30 ms for the longest.
+- The copy is made with SQLite's online backup API (sqlite.org/backup.html) inside one read transaction, so a write
+  never makes it start again.
+- It is copied and flushed 1 MB at a time. A commit waits for everything that the disk is flushing, so a longer flush
+  delays writers more.
+- The target has its name only once the copy is complete and flushed.
+
+Measured with a file of 1.1 GB on 2 cores, in 4 runs each, while 8 tasks wrote all the time. Without a backup, the
+median commit took 0.4 ms and the 99th percentile was 1.2 ms.
+
+- 1 MB at a time, each flushed: the backup took 1.3 to 1.7 s; the 99th percentile of the commits was 2.8 ms, the longest
+  commit took 3 to 30 ms.
 - All at once, then flushed: 1.1 to 1.3 s; the longest commit took 220 to 510 ms.
-- ``VACUUM INTO``: 1.3 to 1.5 s; the longest commit took 360 to 430 ms. It takes twice the processor's time, but leaves
-  out the room of what was deleted.
+- ``VACUUM INTO``: 1.3 to 1.5 s; the longest commit took 360 to 430 ms. It takes twice the CPU time, but leaves out the
+  free pages.
 
-All three run without Python's interpreter lock; the event loop was held up for 2 ms at most by the first, 24 by the
-others.
+All three release Python's interpreter lock. The first delayed the event loop by at most 2 ms, the others by 24 ms.
 """
 
 from __future__ import annotations
@@ -28,32 +34,40 @@ from .schema import require_tables
 from .snapshot import Halted, Snapshot
 
 _SLICE_PAGES = 256
-"""Copied and flushed at a time; of 4 kB each."""
+"""How many pages of 4 kB are copied and flushed at a time."""
 
 
 def back_up(snapshot: Snapshot, path: str, target: str) -> None:
-    """Copy the database, in the state that the snapshot has, to a new file that is there when it is complete.
+    """Copy the database, in the snapshot's state, to a new file. Where it fails, nothing is left of the copy.
+
+    Args:
+        snapshot: the state to copy.
+        path: the path of the database, for messages.
+        target: the absolute path of the new file. It exists only once it is complete.
 
     Raises:
-        StorageError: there is something at `target` already, or it cannot be written, or the database at `path` is no
-            file for this agentmem. Nothing is left of the copy.
-        sqlite3.Error: the database cannot be read.
-        Halted: the snapshot is none any more, or the work is to stop. Nothing is left of the copy.
+        StorageError: `target`, or a WAL or journal beside it, exists already.
+        StorageError: the database cannot be read to its end, or `target` cannot be written.
+        StorageError: the database is not one of agentmem's, or is empty.
+        StorageFullError: there is no space for the copy.
+        SchemaVersionError: a newer agentmem wrote the database.
+        sqlite3.Error: the database's header or schema cannot be read.
+        Halted: the snapshot was halted, or its file changed.
     """
     require_tables(snapshot.connection, path)
-    _refuse_existing(target)
+    _require_absent(target)
     folder = os.path.dirname(target)
     copy = os.path.join(folder, f".agentmem-backup-{secrets.token_hex(8)}.tmp")
     try:
         try:
             _copy(snapshot, copy)
-            snapshot.confirm()
-            _put_in_place(copy, target, folder)
+            snapshot.require_valid()
+            _move_into_place(copy, target, folder)
         finally:
             for suffix in ("", "-journal", "-wal", "-shm"):
                 _remove(copy + suffix)
     except OSError as error:
-        raise _failed(target, error) from error
+        raise _map_os_error(target, error) from error
     except sqlite3.Error as error:
         if snapshot.halted:
             raise Halted from error
@@ -65,38 +79,42 @@ def _copy(snapshot: Snapshot, path: str) -> None:
     try:
 
         def flush(status: int, remaining: int, total: int) -> None:
-            snapshot.confirm()
+            snapshot.require_valid()
             os.fsync(descriptor)
 
         with closing(sqlite3.connect(path, isolation_level=None)) as copy:
-            copy.execute("PRAGMA journal_mode = OFF")  # nobody misses what is not complete
+            copy.execute("PRAGMA journal_mode = OFF")  # an incomplete copy is deleted, so it needs none
             copy.execute("PRAGMA fullfsync = ON")
             snapshot.connection.backup(copy, pages=_SLICE_PAGES, progress=flush)
-            copy.execute("PRAGMA journal_mode = WAL")  # as in a file of agentmem's; one in memory has none
+            copy.execute("PRAGMA journal_mode = WAL")  # agentmem's mode; a database in memory has another
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def _refuse_existing(target: str) -> None:
-    # A WAL or journal that another file has left there would be played into the copy.
+def _require_absent(target: str) -> None:
+    # SQLite would apply a WAL or journal that another database left there to the copy.
     for name in (target, f"{target}-wal", f"{target}-journal"):
         if os.path.lexists(name):
-            raise _exists(name)
+            raise _exists_error(name)
 
 
-def _exists(name: str) -> StorageError:
+def _exists_error(name: str) -> StorageError:
     return StorageError(f"{name} exists, and a backup overwrites nothing; give another path, or remove it")
 
 
-def _put_in_place(copy: str, target: str, folder: str) -> None:
-    """Give the copy its name, unless something else has it meanwhile."""
+def _move_into_place(copy: str, target: str, folder: str) -> None:
+    """Give the copy its final name.
+
+    Raises:
+        StorageError: something has this name by now.
+    """
     try:
-        os.link(copy, target)  # unlike a rename it never overwrites
+        os.link(copy, target)  # unlike a rename, this never overwrites
     except FileExistsError as error:
-        raise _exists(target) from error
-    except OSError:  # a file system without hard links
-        _refuse_existing(target)
+        raise _exists_error(target) from error
+    except OSError:  # The file system has no hard links. A file that is created between these two lines is overwritten.
+        _require_absent(target)
         os.rename(copy, target)
     try:
         _flush_folder(folder)
@@ -106,7 +124,7 @@ def _put_in_place(copy: str, target: str, folder: str) -> None:
 
 
 def _flush_folder(folder: str) -> None:
-    if os.name == "posix":  # elsewhere a folder cannot be opened
+    if os.name == "posix":  # Windows cannot open a folder
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -121,7 +139,7 @@ def _remove(path: str) -> None:
         pass
 
 
-def _failed(target: str, error: OSError) -> StorageError:
+def _map_os_error(target: str, error: OSError) -> StorageError:
     what = f"cannot back up to {target}: {error.strerror}"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StorageFullError(f"{what}; nothing was left there, make room and try again")

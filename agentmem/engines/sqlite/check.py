@@ -1,12 +1,12 @@
-"""Checks an SQLite file: what SQLite says of it, then every session and every row, damaged or not.
+"""Checks an SQLite file: runs SQLite's own integrity check, then reads every session and every row.
 
 Rules kept here:
 
-- The tables are read side by side, each row once, in the order in which they lie in the file, so that a database of
-  any size takes the memory of one row.
-- A page that cannot be read ends nothing: what lies behind it is looked for, and read on from there.
+- The tables of sessions and items are read side by side, each row once and by ascending key. So a check takes the
+  memory of one row, whatever the size of the database.
+- A page that cannot be read does not end the check. It searches for the next key that can be read and continues there.
 
-1,200,000 items (1.1 GB) took 4.7 s on 2 cores, in a process that never grew beyond 41 MB.
+A check of 1,200,000 items (1.1 GB) took 4.7 s on 2 cores, in a process that never grew beyond 41 MB.
 """
 
 from __future__ import annotations
@@ -24,23 +24,32 @@ from .snapshot import Snapshot
 _FIRST_KEY, _LAST_KEY = -(2**63), 2**63 - 1
 _LAST_POSITION = (1 << POSITION_BITS) - 1
 
-_ERROR, _CORRUPT = 1, 11
-"""SQLite's result codes for tables that are not as agentmem made them, and for pages that are none."""
+_DAMAGE_CODES = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT)
+"""SQLite's result codes where tables are not as agentmem made them, and where a page is damaged."""
 
-_NEAR = 1_000
-"""How many keys behind a damaged page are tried one by one: more than a page has rows."""
+_NEAR_KEYS = 1_000
+"""How many keys after a damaged page are tried one by one: more than a page has rows."""
 
 _NEAR_SESSIONS = 8
-"""In how many sessions behind it single items are tried."""
+"""In how many sessions after a damaged page the keys of single items are tried."""
 
 
 class _Table(NamedTuple):
-    rows: str  # from a key on, in the order of keys, which come first
-    keys: str  # the same without the rest of the row
-    position_bits: int  # of a key; rows lie close together within these, and may lie far apart beyond
+    """How a table is read.
+
+    Attributes:
+        rows: the statement for all rows from a key on, by ascending key. The key is the first column.
+        keys: the same statement for the keys alone.
+        position_bits: how many low bits of a key are a position. Keys that differ only in these are close together;
+            others may be far apart.
+    """
+
+    rows: str
+    keys: str
+    position_bits: int
 
 
-# Bytes, because a damaged text need not be UTF-8.
+# Texts are read as bytes, because a damaged one may not be UTF-8.
 _SESSIONS = _Table(
     """
     SELECT session_key, CAST(session_id AS BLOB), CASE typeof(next_position) WHEN 'integer' THEN next_position END
@@ -57,7 +66,7 @@ _ITEMS = _Table(
 
 
 class _Unreadable(NamedTuple):
-    """A stretch of keys at which no row can be read; not all of them need have one."""
+    """A range of keys whose rows cannot be read. There need not be a row at each of them."""
 
     first: int
     last: int
@@ -65,32 +74,40 @@ class _Unreadable(NamedTuple):
 
 
 def check(snapshot: Snapshot, path: str, progress: Progress | None) -> CheckReport:
-    """What is wrong with the database, in the state that the snapshot has.
+    """Check the database in the snapshot's state, and report what is wrong with it.
+
+    Args:
+        snapshot: the state to check.
+        path: the path of the database, for messages.
+        progress: called in this thread.
 
     Raises:
-        StorageError, SchemaVersionError: it is no file for this agentmem.
-        sqlite3.Error: it cannot be read at all, or not at the moment.
-        Halted: the snapshot is none any more.
+        StorageError: the database is not one of agentmem's, or is empty.
+        SchemaVersionError: a newer agentmem wrote the database.
+        sqlite3.Error: the database could not be read for another reason than damage, such as a lock.
+        Halted: the snapshot was halted, or its file changed.
+        Exception: what `progress` raises.
     """
     connection = snapshot.connection
     checker = Checker(progress)
     if _has_tables(connection, path, checker):
         checker.expect_items(_expected_items(connection))
-        _ask_sqlite(connection, checker)
+        _run_integrity_check(connection, checker)
         _check_sessions(connection, checker)
-    snapshot.confirm()
+    snapshot.require_valid()
     return checker.report()
 
 
 def _has_tables(connection: sqlite3.Connection, path: str, checker: Checker) -> bool:
+    """Return whether agentmem's tables can be found, in a damaged file, too."""
     try:
         require_tables(connection, path)
     except sqlite3.DatabaseError as error:
         _raise_unless_damage(error)
         checker.add_damage(f"the file is damaged, or a part of it is missing: {error}")
         try:
-            # This reads also where the file is shorter than its header says, and what can be read of a damaged schema
-            # (sqlite.org/pragma.html#pragma_writable_schema). Nothing can be written: the connection is read-only.
+            # With this, SQLite also reads a file that is shorter than its header says, and what it can of a damaged
+            # schema (sqlite.org/pragma.html#pragma_writable_schema). The connection is read-only: nothing is written.
             connection.execute("PRAGMA writable_schema = ON")
             require_tables(connection, path)
         except sqlite3.DatabaseError as again:
@@ -100,6 +117,7 @@ def _has_tables(connection: sqlite3.Connection, path: str, checker: Checker) -> 
 
 
 def _expected_items(connection: sqlite3.Connection) -> int:
+    """Return about how many items there are; 0 if that cannot be read."""
     try:
         return int(connection.execute("SELECT total(next_position) FROM agentmem_sessions").fetchone()[0])
     except sqlite3.DatabaseError as error:
@@ -107,13 +125,13 @@ def _expected_items(connection: sqlite3.Connection) -> int:
         return 0
 
 
-def _ask_sqlite(connection: sqlite3.Connection, checker: Checker) -> None:
-    """SQLite's own check of pages, rows and indexes (sqlite.org/pragma.html#pragma_integrity_check)."""
+def _run_integrity_check(connection: sqlite3.Connection, checker: Checker) -> None:
+    """Run SQLite's own check of pages, rows and indexes (sqlite.org/pragma.html#pragma_integrity_check)."""
     try:
         with closing(connection.execute(f"PRAGMA integrity_check({MAX_PROBLEMS})")) as cursor:
             for (text,) in cursor:
                 for line in text.splitlines():
-                    if line != "ok" and not line.startswith("***"):  # the headline of each database
+                    if line != "ok" and not line.startswith("***"):  # a headline above the problems
                         checker.add_damage(f"SQLite: {line}")
     except sqlite3.DatabaseError as error:
         _raise_unless_damage(error)
@@ -121,70 +139,84 @@ def _ask_sqlite(connection: sqlite3.Connection, checker: Checker) -> None:
 
 
 def _check_sessions(connection: sqlite3.Connection, checker: Checker) -> None:
-    items = _Items(_scan(connection, _ITEMS), checker)
+    items = _ItemFeed(_scan(connection, _ITEMS), checker)
     for session in _scan(connection, _SESSIONS):
         if isinstance(session, _Unreadable):
-            items.skip_before(session.first << POSITION_BITS)
+            items.report_orphans_before(session.first << POSITION_BITS)
             first = "" if session.first == _FIRST_KEY else f" from key {session.first} on"
             last = "" if session.last == _LAST_KEY else f" up to key {session.last}"
             checker.add_damage(f"no session{first}{last} can be read: {session.why}")
-            items.skip_before((session.last + 1) << POSITION_BITS, "that cannot be read")
+            items.report_orphans_before((session.last + 1) << POSITION_BITS, "that cannot be read")
         else:
             key, session_id, end = session
-            items.skip_before(key << POSITION_BITS)
+            items.report_orphans_before(key << POSITION_BITS)
             checker.begin_session((session_id or b"").decode(errors="replace"), end)
-            items.feed(key << POSITION_BITS)
+            items.feed_session(key << POSITION_BITS)
             checker.end_session()
-    items.skip_before(_LAST_KEY + 1)
+    items.report_orphans_before(_LAST_KEY + 1)
 
 
-class _Items:
-    """The rows of the items, to be taken session by session."""
+class _ItemFeed:
+    """Feeds the rows of items to a checker, session by session.
 
-    def __init__(self, events: Iterator[Any], checker: Checker) -> None:
-        self._events = events
+    Args:
+        scan: the rows and the unreadable ranges, by ascending key; see :func:`_scan`.
+        checker: is fed.
+    """
+
+    def __init__(self, scan: Iterator[Any], checker: Checker) -> None:
+        self._scan = scan
         self._checker = checker
-        self._event = next(events, None)
+        self._next = next(scan, None)  # a row or a range; None at the end
 
-    def feed(self, first: int) -> None:
-        """Give `checker` the rows of the session whose keys begin here."""
+    def feed_session(self, first: int) -> None:
+        """Feed the rows of one session.
+
+        Args:
+            first: the first key that the session may have.
+        """
         last = first + _LAST_POSITION
-        while self._event is not None and self._event[0] <= last:
-            if not isinstance(self._event, _Unreadable):
-                key, data = self._event
+        while self._next is not None and self._next[0] <= last:
+            if not isinstance(self._next, _Unreadable):
+                key, data = self._next
                 self._checker.add_row(key - first, data or b"")
             else:
                 self._checker.add_unreadable_rows(
-                    max(self._event.first, first) - first, min(self._event.last, last) - first, self._event.why
+                    max(self._next.first, first) - first, min(self._next.last, last) - first, self._next.why
                 )
-                if self._event.last > last:
-                    return  # it goes on in the next session
-            self._event = next(self._events, None)
+                if self._next.last > last:
+                    return  # the range continues in the next session
+            self._next = next(self._scan, None)
 
-    def skip_before(self, stop: int, whose: str = "that is missing") -> None:
-        """Take the rows before this key, which belong to no session that could be read."""
-        while (found := self._before(stop)) is not None:
+    def report_orphans_before(self, stop: int, whose: str = "that is missing") -> None:
+        """Report the rows below the key `stop`, which belong to no session that could be read.
+
+        Args:
+            stop: the first key that is not reported.
+            whose: what is wrong with their session, for the message.
+        """
+        while (found := self._next_key_before(stop)) is not None:
             session_key, first, count = found >> POSITION_BITS, found & _LAST_POSITION, 0
             while found is not None and found >> POSITION_BITS == session_key:
                 self._checker.count_item()
                 count, last = count + 1, found & _LAST_POSITION
-                self._event = next(self._events, None)
-                found = self._before(stop)
+                self._next = next(self._scan, None)
+                found = self._next_key_before(stop)
             several = f"{count} items, up to position {last}," if count > 1 else "an item"
             self._checker.add_damage(f"session key {session_key}, position {first}: {several} of a session {whose}")
 
-    def _before(self, stop: int) -> int | None:
-        """The key of the next row if it is before this one."""
-        while isinstance(self._event, _Unreadable) and self._event.last < stop:
-            self._event = next(self._events, None)
-        if self._event is None or isinstance(self._event, _Unreadable):
+    def _next_key_before(self, stop: int) -> int | None:
+        """Return the key of the next row if it is below `stop`. Skips unreadable ranges that end below it."""
+        while isinstance(self._next, _Unreadable) and self._next.last < stop:
+            self._next = next(self._scan, None)
+        if self._next is None or isinstance(self._next, _Unreadable):
             return None
-        key: int = self._event[0]
+        key: int = self._next[0]
         return key if key < stop else None
 
 
 def _scan(connection: sqlite3.Connection, table: _Table) -> Iterator[Any]:
-    """The rows of a table by rising key, and an ``_Unreadable`` in the place of those that cannot be read."""
+    """Yield the rows of a table by ascending key, and an ``_Unreadable`` in place of those that cannot be read."""
     start = _FIRST_KEY
     while start <= _LAST_KEY:
         try:
@@ -196,61 +228,67 @@ def _scan(connection: sqlite3.Connection, table: _Table) -> Iterator[Any]:
         except sqlite3.DatabaseError as error:
             _raise_unless_damage(error)
             why = str(error)
-        row = _first(connection, table.rows, start)
+        row = _first_row(connection, table.rows, start)
         if row is None:
-            first, stop = _damaged(connection, table, start)
+            first, stop = _find_damage(connection, table, start)
             yield _Unreadable(first, stop - 1, why)
             start = stop
-        elif row[0] <= _LAST_KEY:  # the module sqlite3 reads a row ahead, and lost this one with the next
+        elif row[0] <= _LAST_KEY:  # Python's sqlite3 reads one row ahead, so the error of the next row hid this one
             yield row
             start = row[0] + 1
         else:
             return
 
 
-def _damaged(connection: sqlite3.Connection, table: _Table, start: int) -> tuple[int, int]:
-    """The first key from `start` on whose row cannot be read, and a key after it at which to go on."""
-    found = _first(connection, table.keys, start)
-    if found is not None:  # only the row itself is damaged, or what it has on other pages
+def _find_damage(connection: sqlite3.Connection, table: _Table, start: int) -> tuple[int, int]:
+    """Return the first key from `start` on whose row cannot be read, and a key after it from which reading works."""
+    found = _first_row(connection, table.keys, start)
+    if found is not None:  # only this row is damaged, in its page or in its overflow pages
         return found[0], found[0] + 1
     bad = start
-    for good in _probes(start, table.position_bits):
-        if _first(connection, table.keys, good) is not None:
+    for good in _keys_to_try(start, table.position_bits):
+        if _first_row(connection, table.keys, good) is not None:
             break
         bad = good
     else:
         return start, _LAST_KEY + 1
-    while good - bad > 1:
+    while good - bad > 1:  # binary search
         middle = (good + bad) // 2
-        if _first(connection, table.keys, middle) is None:
+        if _first_row(connection, table.keys, middle) is None:
             bad = middle
         else:
             good = middle
     return start, good
 
 
-def _probes(start: int, position_bits: int) -> Iterator[int]:
-    """Keys to look behind a damaged page, more and more apart, so that what lies behind the page is not leapt over."""
-    start = max(start, 0)  # no key of agentmem's is below
-    for session_key in _rising(start >> position_bits, _LAST_KEY >> position_bits):
+def _keys_to_try(start: int, position_bits: int) -> Iterator[int]:
+    """Yield keys after a damaged page from which to try reading on.
+
+    The steps between them are small at first, so that no row soon after the page is skipped, and then grow.
+    """
+    start = max(start, 0)  # agentmem has no negative keys
+    for session_key in _growing_steps(start >> position_bits, _LAST_KEY >> position_bits):
         first = session_key << position_bits
         if first > start:
             yield first
         if session_key - (start >> position_bits) < _NEAR_SESSIONS:
-            yield from _rising(max(first, start) + 1, first + (1 << position_bits) - 1)
+            yield from _growing_steps(max(first, start) + 1, first + (1 << position_bits) - 1)
 
 
-def _rising(number: int, last: int) -> Iterator[int]:
-    """From `number` on, one by one, then in growing steps."""
-    first, step = number, 1
+def _growing_steps(first: int, last: int) -> Iterator[int]:
+    """Yield the numbers from `first` to `last`: ``_NEAR_KEYS`` in steps of one, then in steps that double."""
+    number, step = first, 1
     while number <= last:
         yield number
-        step = 1 if number - first < _NEAR else step * 2
+        step = 1 if number - first < _NEAR_KEYS else step * 2
         number += step
 
 
-def _first(connection: sqlite3.Connection, statement: str, start: int) -> Any:
-    """The first row from a key on, None if it cannot be read; with a key above all others if there is none."""
+def _first_row(connection: sqlite3.Connection, statement: str, start: int) -> Any:
+    """Return the first row from the key `start` on; None if it cannot be read.
+
+    If there is no row, the result is one with a key above ``_LAST_KEY``.
+    """
     try:
         with closing(connection.execute(f"{statement} LIMIT 1", (start,))) as cursor:
             return cursor.fetchone() or (_LAST_KEY + 1,)
@@ -260,6 +298,6 @@ def _first(connection: sqlite3.Connection, statement: str, start: int) -> Any:
 
 
 def _raise_unless_damage(error: sqlite3.Error) -> None:
-    """Raise what says nothing about the file: that it is locked, or that the work is to stop."""
-    if primary_code(error) not in (_ERROR, _CORRUPT):
+    """Raise an error that does not mean damage, such as a lock or an interrupt."""
+    if primary_code(error) not in _DAMAGE_CODES:
         raise error

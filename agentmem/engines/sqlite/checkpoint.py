@@ -2,13 +2,13 @@
 
 Rules kept here:
 
-- Only the connection that writes does it, and holds the lock for writing meanwhile: SQLite before 3.51.3 (3.50.7,
-  3.44.6) can lose pages when a checkpoint runs while another connection, of this process or another, commits and
-  starts the WAL anew (sqlite.org/wal.html#walresetbug). SQLite's own automatic checkpoints do not hold that lock; and
-  it goes on without it where it waited for it in vain, which is what remains.
-- Afterwards the next write starts the WAL anew, as soon as the readers of the moment are done. SQLite's automatic
-  checkpoints wait for nobody, and under steady readers the WAL grows without end.
-- What was committed is reported first: it is safe in the WAL.
+- Only the writing connection checkpoints, and it holds the write lock meanwhile. In SQLite before 3.51.3 (3.50.7,
+  3.44.6) a checkpoint can lose pages if another connection, of this process or another, commits and restarts the WAL
+  meanwhile (sqlite.org/wal.html#walresetbug). SQLite's own automatic checkpoints do not hold that lock. One gap
+  remains: if SQLite cannot get the lock in time, it checkpoints without it.
+- A checkpoint waits for the readers of the moment, at most ``WAIT_MS``, so that the next write restarts the WAL.
+  SQLite's automatic checkpoints do not wait, so under steady reads the WAL grows without limit.
+- Commits are acknowledged before a checkpoint: they are safe in the WAL.
 """
 
 from __future__ import annotations
@@ -17,34 +17,34 @@ import os
 import sqlite3
 
 LIMIT_BYTES = 16 * 1024 * 1024
-"""About how long the WAL gets: as many pages as one table of its index holds, so that readers search no second one
-(sqlite.org/walformat.html). With a quarter of it, SQLite's default, and flushes of 300 µs, 64 sessions that added at
-once made 26,000 adds a second instead of 30,000."""
+"""About how large the WAL becomes, in bytes. So many pages fit in one table of the WAL's index, so that readers search
+only one (sqlite.org/walformat.html). With a quarter of it, which is SQLite's default, and flushes of 300 µs, 64
+sessions that added at once made 26,000 adds a second instead of 30,000."""
 
 RETRY_BYTES = LIMIT_BYTES // 4
-"""How much more is written before trying again where a reader did not end in time; twice as much each time, up to
-``LONGEST_RETRY_BYTES``, so that a backup of many seconds is waited for a few times only."""
+"""How many bytes are written before a checkpoint that met a long read is tried again. The number doubles each time, up
+to ``MAX_RETRY_BYTES``, so that writes wait only a few times for a backup of many seconds."""
 
-LONGEST_RETRY_BYTES = 4 * LIMIT_BYTES
+MAX_RETRY_BYTES = 4 * LIMIT_BYTES
 
 WAIT_MS = 30
-"""How long a checkpoint waits for the readers of the moment, or for another process that writes: a short read takes
-less than a millisecond, one of 20,000 items 30."""
+"""How long a checkpoint waits for readers or for another process that writes, in milliseconds. A short read takes less
+than 1 ms, a read of 20,000 items 30 ms."""
 
-PAGES_A_SESSION = 3
-"""Pages that an append writes for each session beside the items' bytes: measured were 2.6."""
+PAGES_PER_SESSION = 3
+"""How many pages an append writes for each session in addition to the items' bytes; 2.6 were measured."""
 
 _PAGE_BYTES = 4096
 
 
 class Checkpoints:
-    """Knows when a checkpoint is due for one connection that writes, and runs it.
+    """Decides when a checkpoint is due for one writing connection, and runs it.
 
-    How much was written is estimated, because Python's sqlite3 does not tell; what others write shows in the size of
-    the file, which SQLite does not shrink when it starts the WAL anew.
+    How much this connection wrote is estimated, because Python's sqlite3 cannot say it. What other processes write is
+    seen in the size of the WAL file, which SQLite does not shrink when it restarts the WAL.
 
     Args:
-        path: of the database.
+        path: the path of the database.
     """
 
     def __init__(self, path: str) -> None:
@@ -52,20 +52,25 @@ class Checkpoints:
         self._written_bytes = 0
         self._due_bytes = LIMIT_BYTES
         self._retry_bytes = RETRY_BYTES
-        self._longest_bytes = LIMIT_BYTES + RETRY_BYTES
+        self._max_wal_bytes = LIMIT_BYTES + RETRY_BYTES
 
     def wrote(self, sessions: int, size_bytes: int) -> None:
-        """Count a transaction that changed so many sessions, and stored items of so many bytes."""
-        self._written_bytes += sessions * PAGES_A_SESSION * _PAGE_BYTES + size_bytes
+        """Count a committed transaction.
+
+        Args:
+            sessions: how many sessions it changed.
+            size_bytes: the size of the items that it stored.
+        """
+        self._written_bytes += sessions * PAGES_PER_SESSION * _PAGE_BYTES + size_bytes
 
     def is_due(self) -> bool:
-        """Whether :meth:`run` should be called now."""
-        return self._written_bytes >= self._due_bytes or self._size_bytes() > self._longest_bytes
+        """Return whether :meth:`run` should be called now."""
+        return self._written_bytes >= self._due_bytes or self._size_bytes() > self._max_wal_bytes
 
     def run(self, raw: sqlite3.Connection) -> None:
-        """Copy the WAL into the database, in the connection's thread and outside any transaction."""
-        # Room that one large transaction took is given back; a file of the usual size is kept, because to write into
-        # it costs half of what it costs to extend one.
+        """Copy the WAL into the database. Call it in the connection's thread, outside any transaction."""
+        # TRUNCATE frees the space that one large transaction took. A file of the usual size is kept, because writing
+        # into it costs half as much as extending a new one.
         mode = "TRUNCATE" if self._size_bytes() > 4 * LIMIT_BYTES else "RESTART"
         try:
             ((timeout_ms,),) = raw.execute("PRAGMA busy_timeout")
@@ -75,17 +80,17 @@ class Checkpoints:
             finally:
                 raw.execute(f"PRAGMA busy_timeout = {timeout_ms}")
         except sqlite3.Error:
-            is_busy = True  # nothing is lost, and nobody waits for it: a lasting fault meets the next write, too
+            is_busy = True  # Nothing is lost and no caller waits. If the fault lasts, the next write reports it.
         if is_busy:
             self._due_bytes = self._written_bytes + self._retry_bytes
-            self._longest_bytes = max(LIMIT_BYTES, self._size_bytes()) + self._retry_bytes
-            self._retry_bytes = min(2 * self._retry_bytes, LONGEST_RETRY_BYTES)
+            self._max_wal_bytes = max(LIMIT_BYTES, self._size_bytes()) + self._retry_bytes
+            self._retry_bytes = min(2 * self._retry_bytes, MAX_RETRY_BYTES)
         else:
             self._written_bytes, self._due_bytes, self._retry_bytes = 0, LIMIT_BYTES, RETRY_BYTES
-            self._longest_bytes = max(LIMIT_BYTES, self._size_bytes()) + RETRY_BYTES
+            self._max_wal_bytes = max(LIMIT_BYTES, self._size_bytes()) + RETRY_BYTES
 
     def _size_bytes(self) -> int:
         try:
             return os.stat(self._wal).st_size
         except OSError:
-            return 0  # there is none yet; that it was deleted is found elsewhere
+            return 0  # There is no WAL yet. FileIdentity.check_wal() notices one that was deleted.

@@ -2,8 +2,6 @@
 
 Rules kept here:
 
-- aiosqlite opens the connection, through its documented interface alone, and has let go of it when :class:`Connection`
-  begins to use it. What one of its releases does differently inside changes nothing here.
 - A whole batch is one message to the connection's thread, and its outcomes are one message back. With a way there and
   back through aiosqlite for each statement, reading the last 20 items took 82 µs where this takes 58: most of it is
   two cores that wake each other, and hand over Python's interpreter lock.
@@ -23,24 +21,16 @@ from queue import SimpleQueue
 from typing import Any, Protocol, TypeVar, cast
 from weakref import WeakSet
 
-import aiosqlite
-
 from ...errors import StorageError
 from ...lifecycle import around_fork, register_own_thread, when_program_ends
 from ..batching import Batch, Job
 from .checkpoint import Checkpoints
-from .file import FileIdentity, opening
+from .file import FileIdentity, opening_lock
+from .opening import OpenedByAiosqlite, open_through_aiosqlite
 
 T = TypeVar("T")
 
 MEMORY = ":memory:"
-
-OPEN_S = 30.0
-"""How long aiosqlite may take to open a connection, in seconds. It waits for no lock."""
-
-LET_GO_S = 5.0
-"""How long aiosqlite and its thread are waited for when they let go of a connection, in seconds. What is left of them
-then is a daemon that nobody needs."""
 
 
 class ConnectionLost(Exception):  # noqa: N818  no error of the caller's: the sender opens another connection
@@ -88,16 +78,6 @@ class Outcome:
         self.error: BaseException | None = None
 
 
-class _OpenedByAiosqlite(sqlite3.Connection):
-    """A connection that stays open when aiosqlite closes it, and closes by :meth:`disconnect`."""
-
-    def close(self) -> None:
-        """Do nothing; aiosqlite calls it when it lets go of the connection."""
-
-    def disconnect(self) -> None:
-        super().close()
-
-
 class Connection:
     """One open SQLite connection and its thread. Its coroutines can be awaited on any event loop.
 
@@ -118,7 +98,7 @@ class Connection:
         self.checkpoints: Checkpoints | None = None
         self._path = path
         self._busy_timeout_s = busy_timeout_s
-        self._opened: _OpenedByAiosqlite | None = None
+        self._opened: OpenedByAiosqlite | None = None
         self.is_open = False
         self._lock = threading.Lock()  # held while a batch runs, and while the connection closes
         self._inbox: SimpleQueue[tuple[Origin, Batch[Any]] | None] = SimpleQueue()
@@ -276,7 +256,7 @@ class Connection:
         self._end_all()
 
     def _open(self) -> None:
-        with opening:  # a fork waits until aiosqlite is done
+        with opening_lock:  # a fork waits until aiosqlite is done
             _refuse_at_end()
             self._opened = self.raw = open_through_aiosqlite(self._path, self._busy_timeout_s)
             self.is_open = True
@@ -361,56 +341,6 @@ class _Caller:
             job.wake.set_result(None)
 
 
-def open_through_aiosqlite(path: str, busy_timeout_s: float) -> _OpenedByAiosqlite:
-    """A connection that aiosqlite has opened and let go of, for the calling thread, which has no event loop.
-
-    On an event loop of its own, so that nothing that happens to the caller's meanwhile leaves aiosqlite's thread
-    waiting. That thread is a daemon where the calling one is, and has mostly ended when this returns.
-
-    Raises:
-        sqlite3.Error: SQLite cannot open it.
-        StorageError: aiosqlite did not open it in time.
-    """
-    opened: list[_OpenedByAiosqlite] = []
-    threads: list[threading.Thread] = []
-
-    def make(*args: Any, **kwargs: Any) -> _OpenedByAiosqlite:
-        threads.append(threading.current_thread())
-        opened.append(_OpenedByAiosqlite(*args, **kwargs))
-        return opened[-1]
-
-    async def open_and_let_go() -> None:
-        aio = aiosqlite.connect(
-            path,
-            timeout=busy_timeout_s,
-            isolation_level=None,
-            factory=make,
-            check_same_thread=False,  # used in another thread than aiosqlite's, and closed from any, under a lock
-        )
-        try:
-            async with asyncio.timeout(OPEN_S):
-                await aio
-            async with asyncio.timeout(LET_GO_S):
-                await aio.close()
-        finally:
-            # What it may still tell this event loop must find it open.
-            for thread in threads:
-                thread.join(LET_GO_S)
-
-    try:
-        with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
-            runner.run(open_and_let_go())
-    except TimeoutError as error:
-        if not opened:
-            raise StorageError(f"aiosqlite did not open {path} in {OPEN_S:g} s; try again") from error
-        # It is open, and of aiosqlite nothing more is needed.
-    except BaseException:
-        for raw in opened:
-            raw.disconnect()
-        raise
-    return opened[0]
-
-
 def _call_on(loop: asyncio.AbstractEventLoop, callback: Callable[..., object], *args: Any) -> bool:
     """Call back on an event loop, from a connection's thread; False where that loop is closed."""
     try:
@@ -450,14 +380,14 @@ def _refuse_at_end() -> None:
 
 def _close_all_at_end() -> None:
     global _has_program_ended
-    with opening:
+    with opening_lock:
         _has_program_ended = True
         connections = list(_connections)
     stop_all(connections)
 
 
 def _close_before_fork() -> None:
-    opening.acquire()  # until after the fork: no connection is opened meanwhile
+    opening_lock.acquire()  # until after the fork: no connection is opened meanwhile
     # The writers last, so that no reader checkpoints.
     for connection in sorted(_open, key=lambda connection: connection.is_writer):
         if not connection.in_memory:
@@ -468,12 +398,12 @@ def _close_before_fork() -> None:
 
 
 def _go_on_in_parent() -> None:
-    opening.release()
+    opening_lock.release()
 
 
 def _start_anew_in_child() -> None:
     global _has_program_ended
-    opening.release()  # by the thread that forked, which took it
+    opening_lock.release()  # by the thread that forked, which took it
     _has_program_ended = False
     _inherited.extend(_connections)
     _open.clear()

@@ -1,4 +1,4 @@
-"""What SQLite's errors mean to agentmem's callers: one table, and the mapping that it makes."""
+"""The meaning of SQLite's result codes for agentmem's callers."""
 
 from __future__ import annotations
 
@@ -9,74 +9,79 @@ from ...errors import StorageBusyError, StorageCorruptError, StorageError, Stora
 
 
 class _Meaning(NamedTuple):
-    text: str
+    """What an error becomes, and what a caller can do about it."""
+
     error: type[StorageError]
     advice: str
 
 
-BUSY = 5
-"""SQLITE_BUSY: somebody else holds the lock."""
+BUSY = sqlite3.SQLITE_BUSY
+"""Another connection holds the lock."""
+
+_AGENTMEM_DEFECT = _Meaning(StorageError, "a defect in agentmem; please report it")
+_SQLITE_DEFECT = _Meaning(StorageError, "a defect in SQLite; upgrade it")
+_TRY_AGAIN = _Meaning(StorageBusyError, "nothing was written; try again")
 
 ERRORS = {
-    1: _Meaning("SQL logic error", StorageError, "its tables are not as agentmem made them; restore a backup"),
-    2: _Meaning("internal logic error", StorageError, "a defect in SQLite; upgrade it"),
-    3: _Meaning("access permission denied", StorageError, "check the file's permissions"),
-    4: _Meaning("query aborted", StorageError, "nothing was written; try again"),
+    sqlite3.SQLITE_ERROR: _Meaning(StorageError, "its tables are not as agentmem made them; restore a backup"),
+    sqlite3.SQLITE_INTERNAL: _SQLITE_DEFECT,
+    sqlite3.SQLITE_PERM: _Meaning(StorageError, "check the file's permissions"),
+    sqlite3.SQLITE_ABORT: _Meaning(StorageError, "nothing was written; try again"),
     BUSY: _Meaning(
-        "database is locked",
         StorageBusyError,
         "another process is writing; nothing was written here, try again or raise busy_timeout_s",
     ),
-    6: _Meaning("database table is locked", StorageBusyError, "nothing was written; try again"),
-    7: _Meaning("out of memory", StorageError, "nothing was written; free memory and try again"),
-    8: _Meaning(
-        "attempt to write a readonly database", StorageError, "make the file and its folder writable for this user"
-    ),
-    9: _Meaning("interrupted", StorageError, "nothing was written; try again"),
-    10: _Meaning("disk I/O error", StorageError, "check the disk and its free space; nothing was written"),
-    11: _Meaning(
-        "database disk image is malformed",
+    sqlite3.SQLITE_LOCKED: _TRY_AGAIN,
+    sqlite3.SQLITE_NOMEM: _Meaning(StorageError, "nothing was written; free memory and try again"),
+    sqlite3.SQLITE_READONLY: _Meaning(StorageError, "make the file and its folder writable for this user"),
+    sqlite3.SQLITE_INTERRUPT: _Meaning(StorageError, "nothing was written; try again"),
+    sqlite3.SQLITE_IOERR: _Meaning(StorageError, "check the disk and its free space; nothing was written"),
+    sqlite3.SQLITE_CORRUPT: _Meaning(
         StorageCorruptError,
         "copy the file away as it is, then restore a backup or try the sqlite3 shell's .recover",
     ),
-    12: _Meaning("unknown operation", StorageError, "a defect in agentmem; please report it"),
-    13: _Meaning("database or disk is full", StorageFullError, "nothing was written; make room and try again"),
-    14: _Meaning(
-        "unable to open database file",
+    sqlite3.SQLITE_NOTFOUND: _AGENTMEM_DEFECT,
+    sqlite3.SQLITE_FULL: _Meaning(StorageFullError, "nothing was written; make room and try again"),
+    sqlite3.SQLITE_CANTOPEN: _Meaning(
         StorageError,
         "check that it is a file, its and its folder's permissions, and that the disk may be written, as WAL needs",
     ),
-    15: _Meaning("locking protocol", StorageBusyError, "too many processes open the file at once; try again"),
-    16: _Meaning("table contains no data", StorageError, "a defect in SQLite; upgrade it"),
-    17: _Meaning("database schema has changed", StorageBusyError, "nothing was written; try again"),
-    18: _Meaning("string or blob too big", StorageError, "SQLite stores up to 1,000,000,000 bytes; split the item"),
-    19: _Meaning(
-        "constraint failed",
+    sqlite3.SQLITE_PROTOCOL: _Meaning(StorageBusyError, "too many processes open the file at once; try again"),
+    sqlite3.SQLITE_EMPTY: _SQLITE_DEFECT,
+    sqlite3.SQLITE_SCHEMA: _TRY_AGAIN,
+    sqlite3.SQLITE_TOOBIG: _Meaning(StorageError, "SQLite stores up to 1,000,000,000 bytes; split the item"),
+    sqlite3.SQLITE_CONSTRAINT: _Meaning(
         StorageCorruptError,
         "positions and rows do not fit together; copy the file away and restore a backup",
     ),
-    20: _Meaning("datatype mismatch", StorageCorruptError, "its tables are not as agentmem made them"),
-    21: _Meaning("bad parameter or other API misuse", StorageError, "a defect in agentmem; please report it"),
-    22: _Meaning("large file support is disabled", StorageError, "the file has outgrown this system"),
-    23: _Meaning("authorization denied", StorageError, "a defect in agentmem; please report it"),
-    24: _Meaning("auxiliary database format error", StorageCorruptError, "restore a backup"),
-    25: _Meaning("column index out of range", StorageError, "a defect in agentmem; please report it"),
-    26: _Meaning("file is not a database", StorageCorruptError, "check the path: agentmem leaves the file as it is"),
+    sqlite3.SQLITE_MISMATCH: _Meaning(StorageCorruptError, "its tables are not as agentmem made them"),
+    sqlite3.SQLITE_MISUSE: _AGENTMEM_DEFECT,
+    sqlite3.SQLITE_NOLFS: _Meaning(StorageError, "the file has outgrown this system"),
+    sqlite3.SQLITE_AUTH: _AGENTMEM_DEFECT,
+    sqlite3.SQLITE_FORMAT: _Meaning(StorageCorruptError, "restore a backup"),
+    sqlite3.SQLITE_RANGE: _AGENTMEM_DEFECT,
+    sqlite3.SQLITE_NOTADB: _Meaning(StorageCorruptError, "check the path: agentmem leaves the file as it is"),
 }
-"""SQLite's primary result codes that are errors (sqlite.org/rescode.html), with the text that it gives them,
-by which Python 3.10 tells them apart, and what they mean for a caller."""
+"""By SQLite's primary result code. These are all that are errors (sqlite.org/rescode.html)."""
 
 
 def map_error(error: sqlite3.Error, path: str, session_id: str | None = None) -> StorageError:
-    """agentmem's error for SQLite's."""
-    meaning = ERRORS.get(primary_code(error), _Meaning("", StorageError, "see the cause above"))
+    """Return agentmem's error for one of sqlite3's.
+
+    Args:
+        error: the error.
+        path: the path of the database, for the message.
+        session_id: the session that the call was for, for the message; None if it was for the whole database.
+    """
+    meaning = ERRORS.get(primary_code(error), _Meaning(StorageError, "see the cause above"))
     subject = f"{path}: " if session_id is None else f"session {session_id[:80]!r} in {path}: "
     return meaning.error(f"{subject}{error}; {meaning.advice}")
 
 
 def primary_code(error: sqlite3.Error) -> int:
-    """SQLite's primary result code, also under Python 3.10, which does not pass it on."""
-    code: int | None = getattr(error, "sqlite_errorcode", None)  # from Python 3.11 on
-    if code is not None:
-        return code & 0xFF
-    return next((code for code, meaning in ERRORS.items() if meaning.text in str(error)), 1)
+    """Return SQLite's primary result code for an error.
+
+    An error that Python's sqlite3 raised by itself, without SQLite, has no code and counts as ``SQLITE_ERROR``.
+    """
+    code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+    return code & 0xFF

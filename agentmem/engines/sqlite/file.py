@@ -1,5 +1,10 @@
-"""The database's file: made for its owner alone; one that is deleted, replaced or emptied while it is open is noticed,
-and so is its WAL."""
+"""Creates the database's file, and notices when the file or its WAL is deleted or replaced while it is open.
+
+Rules kept here:
+
+- A new file is readable by its owner alone.
+- A file that was deleted, replaced or emptied is a ``StorageError``, and so is a WAL that was deleted or replaced.
+"""
 
 from __future__ import annotations
 
@@ -9,24 +14,25 @@ import threading
 
 from ...errors import StorageError, StorageFullError
 
-opening = threading.Lock()
-"""Held while a connection is opened or a file is made, and over a fork."""
+opening_lock = threading.Lock()
+"""Held while a connection is opened or a file is created, and across a fork."""
 
 
 def create_private(path: str) -> None:
-    """Create the file, if there is none, readable by its owner alone; SQLite gives -wal and -shm its mode.
+    """Create the file, if there is none, so that its owner alone can read it. SQLite gives -wal and -shm the same mode.
 
     Raises:
-        StorageError: there is no such folder, or it cannot be written.
-        StorageFullError: there is no room.
+        StorageError: the folder does not exist or cannot be written, or too many files are open.
+        StorageFullError: there is no space.
     """
-    # Closing any descriptor of a file drops all locks that this process has on it
-    # (sqlite.org/howtocorrupt.html, 2.2), so this happens where no connection can have opened the file yet.
-    with opening:
+    # Closing any descriptor of a file drops all locks that this process holds on it
+    # (sqlite.org/howtocorrupt.html, section 2.2). O_EXCL opens only a file that this call creates, and `opening` keeps
+    # connections from opening that file before its descriptor is closed.
+    with opening_lock:
         try:
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
         except FileExistsError:
-            pass  # the usual case; the file keeps the mode that its owner gave it
+            pass  # the usual case; an existing file keeps its mode
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise StorageFullError(f"cannot create {path}: {error.strerror}; make room and try again") from error
@@ -38,9 +44,12 @@ def create_private(path: str) -> None:
 
 
 class FileIdentity:
-    """Which file is opened, so that a deleted, replaced or emptied one is noticed; a check costs 2 µs.
+    """Remembers which file is opened, so that a deleted, replaced or emptied one is noticed. A check takes 2 µs.
 
-    To be made before SQLite opens the file, so that one which is replaced in between is noticed too.
+    Create it before SQLite opens the file, so that a file that is replaced in between is noticed, too.
+
+    Args:
+        path: the path of the file.
     """
 
     def __init__(self, path: str) -> None:
@@ -49,14 +58,19 @@ class FileIdentity:
         self._wal_inode: tuple[int, int] | None = None
 
     def remember_wal(self) -> None:
-        """To be called when SQLite has opened the file."""
+        """Remember the WAL. Call it once SQLite has opened the file."""
         self._wal_inode = _inode(self._path + "-wal")
 
     def is_at_its_path(self) -> bool:
+        """Return whether the file at the path is still the same one."""
         return _inode(self._path) == self._inode
 
     def check(self) -> None:
-        """Raises StorageError when the file at the path is another, empty, or gone."""
+        """Check that the file is still at its path.
+
+        Raises:
+            StorageError: the file at the path is another one, is empty, or does not exist.
+        """
         try:
             status = os.stat(self._path)
         except OSError as error:
@@ -70,9 +84,12 @@ class FileIdentity:
             raise StorageError(f"{self._path} was emptied while it was open; restore it from a backup")
 
     def check_wal(self) -> None:
-        """Raises StorageError when the WAL is not the one that SQLite opened: a crash would take what goes into it.
+        """Check that the WAL is the one that SQLite opened. A crash would lose what is written to any other.
 
-        To be called only while the connection that writes is open: SQLite deletes the WAL with the last one.
+        Call it only while the writing connection is open: the last connection that closes deletes the WAL.
+
+        Raises:
+            StorageError: the WAL was deleted or replaced.
         """
         if self._wal_inode is not None and _inode(self._path + "-wal") != self._wal_inode:
             raise StorageError(
@@ -81,18 +98,23 @@ class FileIdentity:
             )
 
     def replaced(self) -> StorageError:
+        """Return the error for a file that was replaced by another one."""
         return StorageError(
             f"{self._path} was replaced by another file while it was open; open a new session to use that one"
         )
 
     def remove_stale_wal(self) -> None:
-        """Delete the WAL that a replaced file left at its path: SQLite would play it into the new file."""
+        """Delete the WAL that a replaced file left at its path. SQLite would apply it to the new file.
+
+        Raises:
+            StorageError: the WAL cannot be deleted.
+        """
         if self._wal_inode is not None and _inode(self._path + "-wal") == self._wal_inode:
             for suffix in ("-wal", "-shm"):
                 try:
                     os.unlink(self._path + suffix)
                 except FileNotFoundError:
-                    pass  # SQLite removed it when the last connection closed
+                    pass  # the last connection deleted it when it closed
                 except OSError as error:
                     raise StorageError(
                         f"cannot remove {self._path}{suffix}, which belongs to a file that was at this path before "
@@ -101,6 +123,7 @@ class FileIdentity:
 
 
 def _inode(path: str) -> tuple[int, int] | None:
+    """Return what identifies the file at a path; None if there is none."""
     try:
         status = os.stat(path)
     except OSError:

@@ -1,4 +1,4 @@
-"""A database in memory: one connection, which all event loops of its handle or store share."""
+"""A database in memory: one connection that all event loops of its session or store share."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from .connection import MEMORY, Connection
 
 
 class MemoryDatabase:
-    """The one connection of a database in memory. Closing it ends the data.
+    """The only connection to a database in memory. The data is gone when it closes.
 
     Args:
-        prepare: sets up the connection, in its thread.
-        busy_timeout_s: for the connection, which never waits.
+        prepare: sets up the connection, in the connection's thread.
+        busy_timeout_s: passed to the connection, which never waits because it is the only one.
     """
 
     def __init__(self, prepare: Callable[[Connection], None], busy_timeout_s: float) -> None:
@@ -27,11 +27,13 @@ class MemoryDatabase:
         self._is_closed = False
 
     async def open(self) -> Connection:
-        """The connection; opened by the first call.
+        """Return the connection. The first call opens it.
 
         Raises:
-            SessionClosedError: it was closed.
+            SessionClosedError: the database was closed.
             StorageError: the program is ending.
+            sqlite3.Error: SQLite cannot open it.
+            Exception: what `prepare` raises.
         """
         if self._is_closed:
             raise SessionClosedError("the database in memory was closed; open a new one")
@@ -42,13 +44,13 @@ class MemoryDatabase:
             with self._lock:
                 if self._connection is None:
                     self._connection = opened
-            if self._connection is not opened:  # another loop's thread was faster
+            if self._connection is not opened:  # another event loop opened one meanwhile
                 await opened.close()
         return self._connection
 
     async def close(self) -> None:
-        """Close the connection, and open no other."""
+        """Close the connection. It is not opened again."""
         self._is_closed = True
         connection, self._connection = self._connection, None
-        if connection is not None and self._process == os.getpid():  # a fork has no thread that could close it
+        if connection is not None and self._process == os.getpid():  # a forked process lacks the thread that closes it
             await connection.close()

@@ -2,14 +2,13 @@
 
 Rules kept here:
 
-- An item's rowid is its session's key and its position in one number, so that a session's rows lie together
-  in the table itself: reading the tail of one session among 200,000 took 13 µs, against 41 µs with a
-  separate index and 227 µs with WITHOUT ROWID, whose inner pages hold whole rows.
-- ``PRAGMA application_id`` and ``user_version`` tell agentmem's files from others and older from newer ones. Another
-  program's database, and a newer agentmem's, is left exactly as it is.
-- Each version has a step that brings a file to it from the one before. The steps that a file lacks run in one
-  transaction.
-- A file of the Agents SDK's that is taken over gets agentmem's tables with that, in one transaction (see ``takeover``).
+- An item's rowid combines its session's key and its position in one number, so that a session's rows are stored
+  together in the table itself. Reading the tail of one session among 200,000 took 13 µs; it took 41 µs with a separate
+  index, and 227 µs with WITHOUT ROWID, whose inner pages hold whole rows.
+- ``PRAGMA application_id`` marks agentmem's files, and ``user_version`` is their schema version. A database of another
+  program or of a newer agentmem is not changed at all.
+- Each schema version has a step that upgrades a file from the version before. The missing steps run in one transaction.
+- A file of the Agents SDK gets agentmem's tables in the transaction that takes over its history; see ``takeover``.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from .sdk_tables import BOOKMARKS, holds_sdk_tables, is_sdk_file
 APPLICATION_ID = 0x61676D65  # "agme"
 
 POSITION_BITS = 32
-"""Of an item's key; the session's key stands above them."""
+"""How many low bits of an item's key are its position. The higher bits are the session's key."""
 
 _STEPS: tuple[tuple[str, ...], ...] = (
     # To version 1.
@@ -49,7 +48,7 @@ _STEPS: tuple[tuple[str, ...], ...] = (
         )
         """,
         BOOKMARKS,
-        # For people with the sqlite3 shell; agentmem reads the tables.
+        # For users of the sqlite3 shell. agentmem itself reads the tables.
         """
         CREATE VIEW agentmem_history AS
             SELECT
@@ -58,7 +57,8 @@ _STEPS: tuple[tuple[str, ...], ...] = (
         """,
     ),
 )
-"""The statements that bring a file from each version to the next one; a new file has version 0."""
+"""The statements of each upgrade step. Step ``n`` upgrades from version ``n``; a new file has version 0. SQLite stores
+the comments in a CREATE statement in the file, so they are part of a version."""
 
 SCHEMA_VERSION = len(_STEPS)
 
@@ -66,41 +66,45 @@ SCHEMA_VERSION = len(_STEPS)
 def prepare_writer(
     connection: Connection, name: str, *, busy_timeout_s: float, durability: str, accepts_sdk_file: bool
 ) -> None:
-    """Set up the connection that writes, and have the tables made or upgraded.
+    """Set up the writing connection, and create or upgrade the tables.
 
     Args:
-        name: the path as messages name it.
+        connection: the connection; this runs in its thread.
+        name: the path of the database, for messages.
         busy_timeout_s: how long to wait for another process's lock, in seconds.
         durability: "full" flushes every commit to the disk; "normal" leaves that to the next checkpoint.
-        accepts_sdk_file: whether a file of the Agents SDK's is left as it is, for a takeover to add agentmem's tables.
+        accepts_sdk_file: whether a file of the Agents SDK is accepted. It stays unchanged here: the takeover creates
+            agentmem's tables in it.
 
     Raises:
-        StorageError: it is not a file for agentmem, or cannot be used in WAL mode.
-        SchemaVersionError: a newer agentmem wrote it.
+        StorageError: the file is another program's database, or a file of the Agents SDK that is not accepted.
+        StorageError: the file cannot be used in WAL mode.
+        SchemaVersionError: a newer agentmem wrote the file.
+        sqlite3.Error: the file cannot be read or written.
     """
     raw = connection.raw
     connection.is_writer = True
     if not connection.in_memory:
-        _refuse_others(raw, name, accepts_sdk_file)
+        _require_own_file(raw, name, accepts_sdk_file)
         _switch_to_wal(raw, name, time.monotonic() + busy_timeout_s)
     raw.execute(f"PRAGMA synchronous = {'FULL' if durability == 'full' else 'NORMAL'}")
     raw.execute("PRAGMA wal_autocheckpoint = 0")
     if not connection.in_memory:
-        connection.checkpoints = Checkpoints(os.path.realpath(name))  # SQLite follows links, too
-    raw.execute("PRAGMA fullfsync = ON")  # macOS: fsync() alone leaves the data in the drive's cache
+        connection.checkpoints = Checkpoints(os.path.realpath(name))  # SQLite also follows symbolic links
+    raw.execute("PRAGMA fullfsync = ON")  # on macOS, fsync() alone leaves data in the drive's cache
     if not (accepts_sdk_file and is_sdk_file(raw)):
         _create_or_upgrade(raw, name, accepts_sdk_file)
 
 
 def prepare_reader(connection: Connection) -> None:
-    """Set up a connection that reads."""
-    # Only the writer writes and checkpoints; see checkpoint.
+    """Set up a reading connection."""
+    # Only the writing connection may checkpoint; see ``checkpoint``.
     connection.raw.execute("PRAGMA query_only = ON")
     connection.raw.execute("PRAGMA wal_autocheckpoint = 0")
 
 
 def upgrade(raw: sqlite3.Connection) -> None:
-    """Bring the tables to ``SCHEMA_VERSION``, from whatever version they have; inside the caller's transaction."""
+    """Create the tables, or upgrade them to ``SCHEMA_VERSION``; inside the caller's transaction."""
     (version,) = raw.execute("PRAGMA user_version").fetchone()
     if version < SCHEMA_VERSION:
         for step in _STEPS[version:]:
@@ -111,18 +115,25 @@ def upgrade(raw: sqlite3.Connection) -> None:
 
 
 def require_tables(raw: sqlite3.Connection, name: str) -> None:
-    """Refuse a file that is not agentmem's, and one in which opening would make agentmem's tables.
+    """Check that the database has agentmem's tables already.
 
     Raises:
-        StorageError, SchemaVersionError: as :func:`prepare_writer`; StorageError also where the file is empty.
+        StorageError: the database is empty, another program's, or the Agents SDK's.
+        SchemaVersionError: a newer agentmem wrote the database.
+        sqlite3.Error: its header or schema cannot be read.
     """
-    _refuse_others(raw, name, accepts_sdk_file=False)
+    _require_own_file(raw, name, accepts_sdk_file=False)
     if raw.execute("PRAGMA application_id").fetchone() != (APPLICATION_ID,):
         raise StorageError(f"{name} is empty, nothing was ever stored in it; check the path")
 
 
-def _refuse_others(raw: sqlite3.Connection, name: str, accepts_sdk_file: bool) -> None:
-    """Leave other programs' databases and newer versions' files exactly as they are."""
+def _require_own_file(raw: sqlite3.Connection, name: str, accepts_sdk_file: bool) -> None:
+    """Check that the database is agentmem's or empty, or is the SDK's and accepted. Changes nothing.
+
+    Raises:
+        StorageError: it is another program's, or the Agents SDK's and not accepted.
+        SchemaVersionError: a newer agentmem wrote it.
+    """
     application_id, version, tables = raw.execute(
         """
         SELECT application_id, user_version, (SELECT count(*) FROM sqlite_master)
@@ -152,8 +163,8 @@ def _switch_to_wal(raw: sqlite3.Connection, name: str, deadline: float) -> None:
         try:
             (mode,) = raw.execute("PRAGMA journal_mode = WAL").fetchone()
         except sqlite3.OperationalError as error:
-            # Processes that open a new file together get this at once, without SQLite's own waiting, because
-            # two that wait for each other's lock would never go on.
+            # Processes that open a new file at the same time get this error at once: SQLite does not wait here, because
+            # two processes that wait for each other's lock would wait forever.
             if primary_code(error) != BUSY or time.monotonic() >= deadline:
                 raise
             time.sleep(0.005)
@@ -169,10 +180,10 @@ def _create_or_upgrade(raw: sqlite3.Connection, name: str, accepts_sdk_file: boo
         return
     raw.execute("BEGIN IMMEDIATE")
     try:
-        # Looked at again under the lock: another process may have created or upgraded it meanwhile.
-        _refuse_others(raw, name, accepts_sdk_file)
+        # Checked again under the lock: another process may have created or upgraded the tables meanwhile.
+        _require_own_file(raw, name, accepts_sdk_file)
         upgrade(raw)
         raw.execute("COMMIT")
     finally:
-        if raw.in_transaction:  # not after the commit, nor where SQLite has rolled back by itself
+        if raw.in_transaction:  # not after the commit, and not if SQLite has rolled back by itself
             raw.execute("ROLLBACK")

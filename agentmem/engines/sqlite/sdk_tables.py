@@ -1,7 +1,7 @@
-"""The two tables in which the OpenAI Agents SDK's SQLite sessions keep their history: found, told from others, read.
+"""Finds and reads the two tables in which the OpenAI Agents SDK's SQLite sessions store their history.
 
-Made like those of ``agents.memory.sqlite_session`` and ``agents.extensions.memory.async_sqlite_session`` of
-openai-agents 0.24, which need not be installed.
+These are the tables of ``agents.memory.sqlite_session`` and ``agents.extensions.memory.async_sqlite_session`` in
+openai-agents 0.24. The SDK need not be installed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ..base import MAX_SESSION_ID_BYTES
 
 @dataclass(frozen=True)
 class SDKTables:
-    """The tables of the SDK's sessions, named as in its constructors: as SQL writes them, in quotes if need be."""
+    """The names of the SDK's tables, as its session classes take them: as SQL identifiers, which may be quoted."""
 
     sessions: str = "agent_sessions"
     messages: str = "agent_messages"
@@ -31,13 +31,14 @@ BOOKMARKS = """
         PRIMARY KEY (source, messages_table)
     )
 """
-"""The table in which a takeover notes how far it came; see ``takeover``."""
+"""Creates the table in which a takeover stores how far it came; see ``takeover``."""
 
 _SESSION_COLUMNS = {"session_id", "created_at", "updated_at"}
 _MESSAGE_COLUMNS = {"id", "session_id", "message_data", "created_at"}
 
-# What agentmem takes for a session id. length() and instr() count bytes of a BLOB, and stop at the first NUL of a text.
-_FITS = f"""
+# The condition for a session id that agentmem accepts. It casts to BLOB because length() and instr() count the bytes of
+# a BLOB, but stop at the first NUL of a text.
+_VALID_ID = f"""
     typeof(session_id) = 'text' AND length(CAST(session_id AS BLOB)) BETWEEN 1 AND {MAX_SESSION_ID_BYTES}
     AND instr(CAST(session_id AS BLOB), x'00') = 0
 """
@@ -46,7 +47,7 @@ _NO_SESSIONS = "(SELECT NULL AS session_id, NULL AS created_at, NULL AS updated_
 
 
 def is_sdk_file(raw: sqlite3.Connection) -> bool:
-    """Whether the SDK's tables are all that the database holds, and nobody has marked it as theirs."""
+    """Return whether the database has only the SDK's tables, and no ``application_id`` and ``user_version``."""
     marks = raw.execute(
         "SELECT application_id, user_version FROM pragma_application_id, pragma_user_version"
     ).fetchone()
@@ -57,12 +58,12 @@ def is_sdk_file(raw: sqlite3.Connection) -> bool:
 
 
 def holds_sdk_tables(raw: sqlite3.Connection) -> bool:
-    """Whether the SDK's tables are among those of the database."""
+    """Return whether the database has the SDK's table of messages, perhaps among other tables."""
     return any(kind == "table" and _layout(raw, name) == "messages" for kind, name in _objects(raw))
 
 
-def plain_name(name: str) -> str:
-    """The name that SQL means by `name`, which may be in quotes (sqlite.org/lang_keywords.html)."""
+def unquoted(name: str) -> str:
+    """Return an SQL identifier without its quotes, if it has any (sqlite.org/lang_keywords.html)."""
     ends = name[:1] + name[-1:]
     if len(name) > 1 and ends in ('""', "''", "``"):
         return name[1:-1].replace(ends, ends[0])
@@ -71,7 +72,13 @@ def plain_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class Source:
-    """The SDK's tables in a database, as it spells their names; None for a table that is not there."""
+    """The SDK's tables in a database.
+
+    Attributes:
+        connection: a connection to the database.
+        sessions: the name of the table of sessions, as the database spells it; None if there is none.
+        messages: likewise for the table of messages.
+    """
 
     connection: sqlite3.Connection
     sessions: str | None
@@ -79,32 +86,40 @@ class Source:
 
     @classmethod
     def find(cls, connection: sqlite3.Connection, tables: SDKTables) -> Source:
-        """Raises StorageError where a table of the name is not as the SDK makes it."""
-        sessions = _named(connection, tables.sessions, "sessions")
-        return cls(connection, sessions, _named(connection, tables.messages, "messages"))
+        """Look up the tables.
 
-    def fill(self, sql: str, **words: str) -> str:
-        """`sql` with the tables' names, and the condition for a session id, in their places; `words` are more of these.
+        Raises:
+            StorageError: a table or view has one of the names, but is not as the SDK makes it.
+        """
+        sessions = _find_table(connection, tables.sessions, "sessions")
+        return cls(connection, sessions, _find_table(connection, tables.messages, "messages"))
 
-        The one place where a name is formatted into SQL, because no parameter can stand for a table. Each is one that
-        a bound parameter has found in sqlite_master, quoted so that it is an identifier whatever it holds.
+    def format_sql(self, sql: str, **fragments: str) -> str:
+        """Put the names of the tables and the condition for a valid session id into an SQL text.
+
+        This is the only place that formats names into SQL, because a parameter cannot stand for a table. Each name was
+        found in ``sqlite_master`` with a bound parameter, and is quoted so that it is an identifier whatever it holds.
+
+        Args:
+            sql: has ``{messages}`` and perhaps ``{sessions}`` and ``{valid_id}`` in the places of these.
+            fragments: further parts of the SQL, by the names of their places.
         """
         assert self.messages is not None
         sessions = _NO_SESSIONS if self.sessions is None else _quoted(self.sessions)
-        return sql.format(sessions=sessions, messages=_quoted(self.messages), fits=_FITS, **words)
+        return sql.format(sessions=sessions, messages=_quoted(self.messages), valid_id=_VALID_ID, **fragments)
 
-    def newest(self) -> int:
-        """The id of the newest row, 0 where there is none."""
+    def newest_id(self) -> int:
+        """Return the id of the newest row; 0 if there is none."""
         return self._number("SELECT max(id) FROM {messages}")
 
     def count(self, up_to: int) -> int:
-        """How many rows up to this id agentmem can take."""
-        return self._number("SELECT count(*) FROM {messages} WHERE id <= ? AND {fits}", up_to)
+        """Return how many rows up to the id `up_to` have a valid session id."""
+        return self._number("SELECT count(*) FROM {messages} WHERE id <= ? AND {valid_id}", up_to)
 
     def digest(self, row_id: int) -> str:
-        """Tells a row from any other; empty where it is gone."""
+        """Return a digest that differs between rows; empty if the row does not exist any more."""
         row = self.connection.execute(
-            self.fill(
+            self.format_sql(
                 """
                 SELECT CAST(session_id AS BLOB), CAST(created_at AS BLOB), CAST(message_data AS BLOB)
                 FROM {messages} WHERE id = ?
@@ -114,18 +129,18 @@ class Source:
         ).fetchone()
         return "" if row is None else hashlib.sha256(repr(row).encode()).hexdigest()
 
-    def has_reached(self, row_id: int) -> bool:
-        """Whether the table has had a row of this id; no id is used twice."""
+    def has_issued(self, row_id: int) -> bool:
+        """Return whether the table has issued an id to a row. AUTOINCREMENT issues no id twice."""
         issued = self.connection.execute("SELECT seq FROM sqlite_sequence WHERE name = ?", (self.messages,)).fetchone()
         return row_id == 0 or (issued is not None and issued[0] >= row_id)
 
-    def refused(self, after: int) -> tuple[str, ...]:
-        """The session ids in rows above `after` that agentmem refuses, as Python writes them, shortened."""
+    def invalid_ids(self, after: int) -> tuple[str, ...]:
+        """Return the session ids in rows after the id `after` that agentmem refuses: their ``repr``, shortened."""
         found = self.connection.execute(
-            self.fill(
+            self.format_sql(
                 """
                 SELECT DISTINCT typeof(session_id), CAST(session_id AS BLOB)
-                FROM {messages} WHERE id > ? AND NOT ({fits})
+                FROM {messages} WHERE id > ? AND NOT ({valid_id})
                 """
             ),
             (after,),
@@ -133,35 +148,41 @@ class Source:
         return tuple(repr(name.decode(errors="replace") if kind == "text" else name)[:80] for kind, name in found)
 
     def _number(self, sql: str, *parameters: int) -> int:
-        number: int | None = self.connection.execute(self.fill(sql), parameters).fetchone()[0]
+        number: int | None = self.connection.execute(self.format_sql(sql), parameters).fetchone()[0]
         return number or 0
 
 
 def path_of(connection: sqlite3.Connection) -> str:
-    """The path of the connection's database, as messages name it."""
+    """Return the path of a connection's database, for messages."""
     return str(connection.execute("PRAGMA database_list").fetchone()[2]) or ":memory:"
 
 
 def _objects(raw: sqlite3.Connection) -> list[tuple[str, str]]:
+    """Return the type and name of each table, view and trigger, without SQLite's own."""
     return raw.execute(
         r"SELECT type, name FROM sqlite_master WHERE type <> 'index' AND name NOT LIKE 'sqlite\_%' ESCAPE '\'"
     ).fetchall()
 
 
 def _layout(raw: sqlite3.Connection, table: str) -> str | None:
-    """Whether a table is made as the SDK makes its "sessions" or its "messages"."""
+    """Return "sessions" or "messages" if a table is as the SDK makes its table of these; None for any other table."""
     columns = {name for (name,) in raw.execute("SELECT name FROM pragma_table_info(?)", (table,))}
     if columns == _SESSION_COLUMNS:
         return "sessions"
-    # The SDK's SQLAlchemySession makes the same columns, but its ids are used again.
+    # The SDK's SQLAlchemySession makes a table with the same columns, but without AUTOINCREMENT: it reuses ids.
     (sql,) = raw.execute("SELECT sql FROM sqlite_master WHERE type = 'table' AND name = ?", (table,)).fetchone()
     return "messages" if columns == _MESSAGE_COLUMNS and "AUTOINCREMENT" in sql.upper() else None
 
 
-def _named(raw: sqlite3.Connection, name: str, layout: str) -> str | None:
+def _find_table(raw: sqlite3.Connection, name: str, layout: str) -> str | None:
+    """Return the name of a table as the database spells it; None if there is none.
+
+    Raises:
+        StorageError: it is a view, or does not have this layout.
+    """
     found = raw.execute(
         "SELECT type, name FROM sqlite_master WHERE type IN ('table', 'view') AND name = ? COLLATE NOCASE",
-        (plain_name(name),),
+        (unquoted(name),),
     ).fetchone()
     if found is None:
         return None

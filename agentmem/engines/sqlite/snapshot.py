@@ -1,14 +1,16 @@
-"""One state of an SQLite file, for work that is too long for the pool: in a thread of its own, on its own connection.
+"""Long reads of one state of an SQLite file, each in its own thread and on its own connection, outside the pool.
 
 Rules kept here:
 
 - Everything is read in one transaction, and nothing is written. Writers go on meanwhile; the WAL grows by what they
   write until the transaction ends.
-- No file is made: one that nobody has open is read as a file that cannot change (sqlite.org/uri.html#uriimmutable),
-  without locks and without a -wal and -shm, which SQLite would leave behind. If it did change, the work is done again
-  like beside writers. (Where somebody has copied a file with its -wal alone, SQLite makes the -shm.)
-- The work can be stopped from any thread: it stops when its caller is cancelled and at the program's end, and before a
-  fork, after which it begins again (SQLite must not be carried across one, sqlite.org/howtocorrupt.html, section 2.6).
+- No file is created. A database that no connection has open is read as immutable (sqlite.org/uri.html#uriimmutable):
+  without locks, and without a -wal and -shm, which SQLite would leave behind. If the file changed meanwhile, the work
+  is done again with locks. One exception: if a file was copied with its -wal but without its -shm, SQLite creates the
+  -shm.
+- The work can be stopped from any thread. It stops when its caller is cancelled and when the program ends. It also
+  stops before a fork and starts again after it, because an SQLite connection must not be carried across a fork
+  (sqlite.org/howtocorrupt.html, section 2.6).
 """
 
 from __future__ import annotations
@@ -30,26 +32,31 @@ from ...lifecycle import around_fork, register_own_thread, when_program_ends
 
 T = TypeVar("T")
 
-_OPCODES = 10_000
-"""Of SQLite's virtual machine, between two looks at whether to stop; about 100 µs."""
+_STOP_CHECK_OPCODES = 10_000
+"""How many instructions SQLite's virtual machine runs between two checks whether to stop; about 100 µs."""
 
-_SETTLED_S = 0.02
-"""Writes further apart than this differ in a file's time stamp, which on Linux moves every 1 to 10 ms."""
+_TIMESTAMP_STEP_S = 0.02
+"""Two writes further apart than this, in seconds, give a file different time stamps. Linux's clock for them moves every
+1 to 10 ms."""
+
+_HALT_INTERVAL_S = 0.02
+"""How long to wait for work to stop before it is told again, in seconds."""
 
 
-class Halted(Exception):  # noqa: N818  no error of the caller's
-    """The work was told to stop, or the file changed under it."""
+class Halted(Exception):  # noqa: N818  never reaches the caller
+    """The work was told to stop, or the file changed while it was read as immutable."""
 
 
-class _Changed(Halted):
-    """The file that nobody had open was written to."""
+class _FileChanged(Halted):
+    """The file changed while it was read as immutable."""
 
 
 class Snapshot:
-    """One state of a database, as long as ``reading()`` lasts.
+    """One state of a database, during ``reading()``.
 
     Attributes:
-        connection: has a read transaction under way; to be used in one thread, and to read.
+        connection: has a read transaction open. Use it in one thread, and to read only.
+        halted: whether the work was told to stop.
     """
 
     def __init__(self, connection: sqlite3.Connection) -> None:
@@ -58,8 +65,8 @@ class Snapshot:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Begin, and end when the block does; then nothing is left on the connection."""
-        self.connection.set_progress_handler(lambda: int(self.halted), _OPCODES)
+        """Hold a read transaction open during the block. Afterwards the connection is as it was before."""
+        self.connection.set_progress_handler(lambda: int(self.halted), _STOP_CHECK_OPCODES)
         self.connection.execute("BEGIN")
         try:
             yield
@@ -69,22 +76,38 @@ class Snapshot:
             self.connection.set_progress_handler(None, 0)
 
     def halt(self) -> None:
-        """Have the work stop soon; from any thread."""
+        """Make the work stop soon. Can be called from any thread."""
         self.halted = True
 
-    def confirm(self) -> None:
-        """Raises Halted where the work is to stop; what it has found or copied counts for nothing then."""
+    def require_valid(self) -> None:
+        """Check that what was read or copied so far may be used.
+
+        Raises:
+            Halted: the work was told to stop, or the file changed while it was read as immutable.
+        """
         if self.halted:
             raise Halted
 
 
 class _FileSnapshot(Snapshot):
-    def __init__(self, path: str, busy_timeout_s: float, unused: tuple[int, ...] | None) -> None:
-        if not os.path.isfile(path):  # SQLite would speak of permissions, or of the disk
+    """A snapshot on a new connection to a file.
+
+    Args:
+        path: the absolute path of the file.
+        busy_timeout_s: how long a statement waits for a lock, in seconds.
+        immutable_stat: opens the file as immutable, and is what :func:`_stat` returned for it before; None opens it
+            with locks.
+
+    Raises:
+        StorageError: there is no file at `path`.
+    """
+
+    def __init__(self, path: str, busy_timeout_s: float, immutable_stat: tuple[int, ...] | None) -> None:
+        if not os.path.isfile(path):  # SQLite's own message would name permissions or the disk
             raise StorageError(f"there is no file {path}; check the path")
         self._path = path
-        self._unused = unused
-        uri = f"{Path(path).as_uri()}?mode=ro{'&immutable=1' if unused else ''}"
+        self._immutable_stat = immutable_stat
+        uri = f"{Path(path).as_uri()}?mode=ro{'&immutable=1' if immutable_stat else ''}"
         super().__init__(
             sqlite3.connect(uri, uri=True, timeout=busy_timeout_s, isolation_level=None, check_same_thread=False)
         )
@@ -92,36 +115,36 @@ class _FileSnapshot(Snapshot):
     def halt(self) -> None:
         super().halt()
         try:
-            # Before SQLite 3.41 its integrity check, one long step, does not ask whether to stop.
+            # Before SQLite 3.41 the integrity check, one long step, does not call the progress handler.
             self.connection.interrupt()
         except sqlite3.ProgrammingError:
-            pass  # closed meanwhile
+            pass  # the connection was closed meanwhile
 
-    def confirm(self) -> None:
-        super().confirm()
+    def require_valid(self) -> None:
+        super().require_valid()
         if self.has_changed():
             raise Halted
 
     def has_changed(self) -> bool:
-        """Whether the file that nobody had open was written to or replaced since."""
-        return self._unused is not None and _state(self._path) != self._unused
+        """Return whether the file was written to or replaced since it was opened as immutable."""
+        return self._immutable_stat is not None and _stat(self._path) != self._immutable_stat
 
 
-def _unused_file(path: str) -> tuple[int, ...] | None:
-    """The state of a file that nobody has open, None of one that somebody may have open."""
-    state = _state(path)
-    if state is None:
-        return None  # let SQLite say so
-    if abs(time.time_ns() - state[-1]) < _SETTLED_S * 1e9:
-        time.sleep(_SETTLED_S)  # else a write right now might not show
-        state = _state(path)
-    # Who reads makes the -shm, and who died may have left in the -wal what is not in the file yet.
-    in_use = os.path.exists(path + "-shm") or os.path.exists(path + "-journal") or _size(path + "-wal")
-    return None if in_use else state
+def _stat_if_not_open(path: str) -> tuple[int, ...] | None:
+    """Return :func:`_stat` of a file that no connection has open; None if one may have it open, or it is missing."""
+    found = _stat(path)
+    if found is None:
+        return None  # opening it gives the error
+    if abs(time.time_ns() - found[-1]) < _TIMESTAMP_STEP_S * 1e9:
+        time.sleep(_TIMESTAMP_STEP_S)  # a later write must get another time stamp
+        found = _stat(path)
+    # An open connection has a -shm. A process that crashed may have left commits in the -wal or a -journal to undo.
+    in_use = os.path.exists(path + "-shm") or os.path.exists(path + "-journal") or _size_bytes(path + "-wal")
+    return None if in_use else found
 
 
-def _state(path: str) -> tuple[int, ...] | None:
-    """Which file it is, and what differs once it was written to."""
+def _stat(path: str) -> tuple[int, ...] | None:
+    """Return what identifies a file, and changes when it is written to; None if there is none."""
     try:
         status = os.stat(path)
     except OSError:
@@ -129,7 +152,7 @@ def _state(path: str) -> tuple[int, ...] | None:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _size(path: str) -> int:
+def _size_bytes(path: str) -> int:
     try:
         return os.path.getsize(path)
     except OSError:
@@ -137,12 +160,17 @@ def _size(path: str) -> int:
 
 
 class SnapshotWork(Generic[T]):
-    """Runs `function` on one state of a file; ``result()`` starts it.
+    """Runs `function` on one state of a file, in a thread of its own; :meth:`result` starts it.
 
     Args:
-        path: of the file, absolute and without links.
-        busy_timeout_s: how long a statement waits for a lock.
-        function: raises nothing for being halted: whatever comes out of it then is dropped. It may be run again.
+        path: the absolute path of the file, without symbolic links.
+        busy_timeout_s: how long a statement waits for a lock, in seconds.
+        function: takes the snapshot. It may run several times: after a halt or a change of the file, what it raised is
+            dropped.
+
+    Attributes:
+        outcome: the outcome of `function`.
+        idle: set while no connection is open.
     """
 
     def __init__(self, path: str, busy_timeout_s: float, function: Callable[[Snapshot], T]) -> None:
@@ -153,64 +181,70 @@ class SnapshotWork(Generic[T]):
         self._process = os.getpid()
         self._stopped = False
         self._snapshot: Snapshot | None = None
-        self.idle = threading.Event()  # no connection is open
+        self.idle = threading.Event()
         self.idle.set()
 
     async def result(self) -> T:
-        """Run it, and wait for what it returns. Cancelled, it is stopped first."""
-        # No daemon, so that it is not cut off at the program's end, which stops it; see lifecycle.
+        """Run the work, and return its result. If the caller is cancelled, the work stops before that is raised.
+
+        Raises:
+            StorageError: there is no file, or the work was stopped.
+            sqlite3.Error: SQLite cannot open or read the file.
+            Exception: what `function` raises.
+        """
+        # Not a daemon: the program's end stops it and waits for it, see ``agentmem.lifecycle``.
         thread = threading.Thread(target=self._run, name="agentmem-snapshot", daemon=False)
         register_own_thread(thread)
         _unfinished.add(self)
         try:
             thread.start()
-        except RuntimeError:  # the interpreter ends, or the system has no more threads
+        except RuntimeError:  # the interpreter is ending, or the system gives no more threads
             _unfinished.discard(self)
             raise
         return await until_done(asyncio.wrap_future(self.outcome), self.stop)
 
     async def finished(self) -> None:
-        """Wait until it is over; at once in a child process that got it by a fork, where it never will be."""
+        """Wait until the work is done. In a forked child process it never would be, so this returns at once."""
         if self._process == os.getpid():
             outcome = asyncio.wrap_future(self.outcome)
             await asyncio.wait([outcome])
-            outcome.exception()  # looked at, so that asyncio does not report it
+            outcome.exception()  # retrieved, so that asyncio does not log it
 
     def stop(self) -> None:
-        """Have it end soon, in vain; from any thread."""
+        """Make the work end soon, with an error. Can be called from any thread."""
         self._stopped = True
         self.halt()
 
     def halt(self) -> None:
-        """Have its connection closed soon; from any thread. It opens another one when it may."""
-        snapshot = self._snapshot  # the thread may be done with it at any time
+        """Make the work close its connection soon, and start again when it may. Can be called from any thread."""
+        snapshot = self._snapshot  # read once: the thread may set it to None at any time
         if snapshot is not None:
             snapshot.halt()
 
     def _run(self) -> None:
         try:
-            self.outcome.set_result(self._in_the_end())
+            self.outcome.set_result(self._run_until_valid())
         except BaseException as error:
             self.outcome.set_exception(error)
         finally:
             _unfinished.discard(self)
 
-    def _in_the_end(self) -> T:
-        as_unused = True
+    def _run_until_valid(self) -> T:
+        may_be_immutable = True
         while True:
             try:
-                return self._attempt(as_unused)
-            except _Changed:
-                as_unused = False
+                return self._attempt(may_be_immutable)
+            except _FileChanged:
+                may_be_immutable = False
             except Halted:
-                pass  # a fork came between
+                pass  # for a fork: the next attempt waits for it. If the work was stopped, the next attempt raises.
 
-    def _attempt(self, as_unused: bool) -> T:
-        unused = _unused_file(self._path) if as_unused else None
+    def _attempt(self, may_be_immutable: bool) -> T:
+        immutable_stat = _stat_if_not_open(self._path) if may_be_immutable else None
         with _opening:
             if self._stopped:
                 raise StorageError(f"the work on {self._path} was stopped: it was cancelled, or the program ends")
-            snapshot = _FileSnapshot(self._path, self._busy_timeout_s, unused)
+            snapshot = _FileSnapshot(self._path, self._busy_timeout_s, immutable_stat)
             self.idle.clear()
             self._snapshot = snapshot
         try:
@@ -218,7 +252,7 @@ class SnapshotWork(Generic[T]):
                 return self._function(snapshot)
         except Exception as error:
             if snapshot.has_changed():
-                raise _Changed from error
+                raise _FileChanged from error
             if snapshot.halted:
                 raise Halted from error
             raise
@@ -229,7 +263,10 @@ class SnapshotWork(Generic[T]):
 
 
 async def until_done(outcome: asyncio.Future[T], stop: Callable[[], None]) -> T:
-    """Wait for `outcome`. Cancelled, call `stop` until there is one, and raise the cancellation then."""
+    """Wait for `outcome` and return its result.
+
+    If the caller is cancelled, call `stop` until `outcome` is done, and then raise the cancellation.
+    """
     try:
         await asyncio.wait([outcome])
     except asyncio.CancelledError:
@@ -240,12 +277,12 @@ async def until_done(outcome: asyncio.Future[T], stop: Callable[[], None]) -> T:
 
 async def _stop(outcome: asyncio.Future[T], stop: Callable[[], None]) -> None:
     stop()
-    while not (await asyncio.wait([outcome], timeout=_SETTLED_S))[0]:
-        stop()  # what interrupts one statement may come just before the next
-    outcome.exception()  # looked at, so that asyncio does not report it
+    while not (await asyncio.wait([outcome], timeout=_HALT_INTERVAL_S))[0]:
+        stop()  # again, because an interrupt that comes between two statements has no effect
+    outcome.exception()  # retrieved, so that asyncio does not log it
 
 
-_opening = threading.Lock()  # held over a fork: no connection is opened meanwhile
+_opening = threading.Lock()  # held while a connection is opened, and across a fork
 _unfinished: set[SnapshotWork[Any]] = set()
 
 
@@ -258,19 +295,19 @@ def _halt_before_fork() -> None:
     _opening.acquire()
     for work in list(_unfinished):
         work.halt()
-        while not work.idle.wait(_SETTLED_S):
+        while not work.idle.wait(_HALT_INTERVAL_S):
             work.halt()
 
 
-def _go_on_in_parent() -> None:
+def _resume_in_parent() -> None:
     _opening.release()
 
 
-def _start_anew_in_child() -> None:
+def _reset_in_child() -> None:
     global _opening
     _opening = threading.Lock()
     _unfinished.clear()
 
 
 when_program_ends(_stop_all)
-around_fork(before=_halt_before_fork, in_parent=_go_on_in_parent, in_child=_start_anew_in_child)
+around_fork(before=_halt_before_fork, in_parent=_resume_in_parent, in_child=_reset_in_child)

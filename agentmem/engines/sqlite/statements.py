@@ -2,8 +2,8 @@
 
 Rules kept here:
 
-- Appends that stand together in a transaction share their statements, because each costs as much as four rows: 64
-  appends of two rows took 9 µs each, against 15 µs with statements of their own.
+- Consecutive appends in a transaction share their statements, because a statement costs as much as four rows: 64
+  appends of two rows took 9 µs each with shared statements, and 15 µs each with their own.
 - Names and ids are bound as parameters, never formatted into SQL.
 """
 
@@ -26,8 +26,9 @@ _NEWEST_FIRST = """
     ORDER BY item_key DESC
 """
 
-# One value, because with each row SQLite gives up Python's interpreter lock and takes it again: 20 rows took 32 µs more
-# than one where the event loop runs on another core. group_concat keeps its subquery's order where that has a LIMIT.
+# The rows come as one value, because sqlite3 releases and takes Python's interpreter lock for each row: 20 rows took
+# 32 µs more than one row while the event loop ran on another core. group_concat keeps the order of a subquery that has
+# a LIMIT.
 _NEWEST_JOINED = """
     SELECT CAST(ifnull(group_concat(ifnull(item, '')), '') AS BLOB), count(*), min(position)
     FROM (
@@ -38,8 +39,8 @@ _NEWEST_JOINED = """
     )
 """
 
-# The ids are compared as bytes in UTF-8, as they are stored. One that is no text, as only another program can store it,
-# is a session that nobody can name; see sqlite.org/datatype3.html#sort_order.
+# Ids are compared by their bytes in UTF-8, as they are stored. An id that is not a text, which only another program can
+# have stored, is left out, because no caller can name it (sqlite.org/datatype3.html#sort_order).
 _SESSIONS = """
     SELECT CAST(session_id AS BLOB), CAST(next_position AS INTEGER) FROM agentmem_sessions
     WHERE session_id > CAST(? AS TEXT) AND typeof(session_id) = 'text' ORDER BY session_id LIMIT ?
@@ -53,42 +54,48 @@ _OLDEST_FIRST = """
     ORDER BY item_key LIMIT :max_rows
 """
 
-_SET_END = "UPDATE agentmem_sessions SET next_position = ?, updated_at = ? WHERE session_key = ?"
+_SET_NEXT_POSITION = "UPDATE agentmem_sessions SET next_position = ?, updated_at = ? WHERE session_key = ?"
 
 
 def append_all(raw: sqlite3.Connection, appends: Sequence[Append], now: float) -> None:
-    """Do several appends, in order, with shared statements."""
-    ends = _session_ends(raw, list({append.session_id for append in appends}))
+    """Do several appends, in order, with shared statements; inside the caller's transaction.
+
+    Args:
+        raw: the connection.
+        appends: the appends; several may be to one session.
+        now: the time to store, in seconds since 1970.
+    """
+    sessions = _find_sessions(raw, list({append.session_id for append in appends}))
     rows: list[tuple[int, float, str]] = []
     for append in appends:
-        if append.session_id not in ends:
-            ends[append.session_id] = (_add_session(raw, append.session_id, now), 0)
-        key, position = ends[append.session_id]
+        if append.session_id not in sessions:
+            sessions[append.session_id] = (_create_session(raw, append.session_id, now), 0)
+        key, position = sessions[append.session_id]
         first = (key << POSITION_BITS) + position
-        rows += [(first + place, now, item) for place, item in enumerate(append.rows)]
-        ends[append.session_id] = (key, position + len(append.rows))
+        rows += [(first + index, now, item) for index, item in enumerate(append.rows)]
+        sessions[append.session_id] = (key, position + len(append.rows))
     raw.executemany("INSERT INTO agentmem_items (item_key, created_at, item) VALUES (?, ?, ?)", rows)
-    raw.executemany(_SET_END, [(position, now, key) for key, position in ends.values()])
+    raw.executemany(_SET_NEXT_POSITION, [(position, now, key) for key, position in sessions.values()])
 
 
-def _session_ends(raw: sqlite3.Connection, session_ids: list[str]) -> dict[str, tuple[int, int]]:
-    """The key and the next position of each of these sessions that there is."""
-    # Filled up to a power of two, so that there are few different statements, which sqlite3 keeps prepared.
+def _find_sessions(raw: sqlite3.Connection, session_ids: list[str]) -> dict[str, tuple[int, int]]:
+    """Return the key and the next position of each of these sessions that exists."""
+    # The last id is repeated up to a power of two, so that there are few different statements: sqlite3 caches them.
     wanted = session_ids + session_ids[-1:] * ((1 << (len(session_ids) - 1).bit_length()) - len(session_ids))
     marks = ", ".join("?" * len(wanted))
     found = raw.execute(
-        f"SELECT session_id, session_key, next_position FROM agentmem_sessions WHERE session_id IN ({marks})",  # noqa: S608  nothing but marks
+        f"SELECT session_id, session_key, next_position FROM agentmem_sessions WHERE session_id IN ({marks})",  # noqa: S608  the marks are only "?"
         wanted,
     )
     return {session_id: (key, position) for session_id, key, position in found}
 
 
-def _add_session(raw: sqlite3.Connection, session_id: str, now: float) -> int:
+def _create_session(raw: sqlite3.Connection, session_id: str, now: float) -> int:
     key = raw.execute(
         "INSERT INTO agentmem_sessions (session_id, next_position, created_at, updated_at) VALUES (?, 0, ?, ?)",
         (session_id, now, now),
     ).lastrowid
-    assert key is not None  # what an INSERT leaves
+    assert key is not None  # an INSERT always sets it
     return key
 
 
@@ -97,25 +104,33 @@ class Write(Protocol):
 
     @property
     def session_id(self) -> str | None:
-        """The session that it is about, for messages; None where it is about the database."""
+        """The session that is written, for messages; None if it is the whole database."""
 
     @property
     def is_alone(self) -> bool:
-        """Whether it needs a transaction of its own."""
+        """Whether the write needs a transaction of its own."""
 
     def apply(self, raw: sqlite3.Connection, now: float) -> object:
-        """Do it, inside the caller's transaction; `now` is in seconds since 1970. Returns what the caller gets."""
+        """Do the write, inside the caller's transaction.
+
+        Args:
+            raw: the connection.
+            now: the time to store, in seconds since 1970.
+
+        Returns:
+            The result of the engine's method.
+        """
 
 
 class Read(Protocol):
-    """One read operation: one statement, so that it sees one state of the database."""
+    """One read operation. It is one statement, so that it sees one state of the database."""
 
     @property
     def session_id(self) -> str | None:
-        """As of a :class:`Write`."""
+        """The session that is read, for messages; None if it is the whole database."""
 
     def apply(self, raw: sqlite3.Connection) -> object:
-        """Do it. Returns what the caller gets."""
+        """Do the read, and return the result of the engine's method."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,25 +147,28 @@ class Append:
 
 @dataclass(frozen=True, slots=True)
 class Pop:
-    """Read, and remove the rows from the oldest one read on. Alone: what it reads with can be fed but once."""
+    """Feed a session's rows to a reading, and remove the rows from the oldest one that it took.
+
+    It needs its own transaction, because a reading that was fed cannot be fed again after a rollback.
+    """
 
     is_alone: ClassVar[bool] = True
     session_id: str
     reading: Reading[Any]
 
     def apply(self, raw: sqlite3.Connection, now: float) -> object:
-        _feed(raw, self.session_id, self.reading)
+        _feed_newest_first(raw, self.session_id, self.reading)
         oldest = self.reading.oldest
         key = _session_key(raw, self.session_id)
         if oldest is not None and key is not None:
-            _delete_from(raw, key, oldest)
-            raw.execute(_SET_END, (oldest, now, key))
+            _delete_items_from(raw, key, oldest)
+            raw.execute(_SET_NEXT_POSITION, (oldest, now, key))
         return self.reading.result()
 
 
 @dataclass(frozen=True, slots=True)
 class Clear:
-    """Remove a session."""
+    """Remove a session and its items."""
 
     is_alone: ClassVar[bool] = False
     session_id: str
@@ -158,41 +176,44 @@ class Clear:
     def apply(self, raw: sqlite3.Connection, now: float) -> None:
         key = _session_key(raw, self.session_id)
         if key is not None:
-            _delete_from(raw, key, 0)
+            _delete_items_from(raw, key, 0)
             raw.execute("DELETE FROM agentmem_sessions WHERE session_key = ?", (key,))
 
 
 @dataclass(frozen=True, slots=True)
 class ReadRows:
-    """Feed a session's rows to a reading."""
+    """Feed a session's rows to a reading, newest first."""
 
     session_id: str
     reading: Reading[Any]
 
     def apply(self, raw: sqlite3.Connection) -> object:
-        _feed(raw, self.session_id, self.reading)
+        _feed_newest_first(raw, self.session_id, self.reading)
         return self.reading.result()
 
 
 @dataclass(frozen=True, slots=True)
 class ReadJoined:
-    """Read the rows that a short reading begins with."""
+    """Read the newest rows of a session as one text, for a reading that is short."""
 
     session_id: str
     reading: Reading[Any]
 
     def apply(self, raw: sqlite3.Connection) -> Joined | None:
-        """The rows, for the event loop to feed; None where they were fed here, because they are many bytes."""
-        joined = _newest(raw, self.session_id, self.reading.first) if _joins_whole(raw) else None
+        """Return the rows for the event loop to feed; None if they were fed here.
+
+        They are fed here if they are more than ``MAX_INLINE_BYTES`` or SQLite cannot join them.
+        """
+        joined = _read_newest_joined(raw, self.session_id, self.reading.first) if _can_join_nul(raw) else None
         if joined is None or len(joined[0]) > MAX_INLINE_BYTES:
-            _feed(raw, self.session_id, self.reading)
+            _feed_newest_first(raw, self.session_id, self.reading)
             return None
         return joined
 
 
 @dataclass(frozen=True, slots=True)
 class ListSessions:
-    """List the sessions after an id."""
+    """List the sessions after an id, with their lengths; from the first one on if `after` is None."""
 
     session_id: ClassVar[None] = None
     after: str | None
@@ -208,7 +229,7 @@ class ListSessions:
 
 @dataclass(frozen=True, slots=True)
 class ReadSlice:
-    """Read a session's rows from a position on."""
+    """Read a session's rows from a position on, oldest first. Stops early after ``SLICE_BYTES``."""
 
     session_id: str
     start: int
@@ -218,7 +239,7 @@ class ReadSlice:
         values = {"session_id": self.session_id, "start": self.start, "max_rows": self.max_rows}
         rows: list[tuple[int, bytes]] = []
         size_bytes = 0
-        with closing(raw.execute(_OLDEST_FIRST, values)) as cursor:  # ends the statement where rows are left
+        with closing(raw.execute(_OLDEST_FIRST, values)) as cursor:  # ends the statement if rows are left
             for row in cursor:
                 rows.append(row)
                 size_bytes += len(row[1])
@@ -232,7 +253,7 @@ def _session_key(raw: sqlite3.Connection, session_id: str) -> int | None:
     return None if found is None else found[0]
 
 
-def _delete_from(raw: sqlite3.Connection, key: int, position: int) -> None:
+def _delete_items_from(raw: sqlite3.Connection, key: int, position: int) -> None:
     raw.execute(
         "DELETE FROM agentmem_items WHERE item_key >= ? AND item_key < ?",
         ((key << POSITION_BITS) + position, (key + 1) << POSITION_BITS),
@@ -240,11 +261,11 @@ def _delete_from(raw: sqlite3.Connection, key: int, position: int) -> None:
 
 
 _joins_nul: bool | None = None
-"""Whether the SQLite of this process joins texts that hold NUL; None before that was tried."""
+"""Whether this process's SQLite joins texts that have a NUL; None before it was tried."""
 
 
-def _joins_whole(raw: sqlite3.Connection) -> bool:
-    """Whether this SQLite joins texts that hold NUL, which older ones cut there: only corrupt rows do."""
+def _can_join_nul(raw: sqlite3.Connection) -> bool:
+    """Return whether SQLite joins texts that have a NUL. Older versions cut them there. Only corrupt rows have one."""
     global _joins_nul
     if _joins_nul is None:
         ((length,),) = raw.execute("SELECT length(CAST(group_concat('a' || char(0) || 'b') AS BLOB))")
@@ -252,8 +273,8 @@ def _joins_whole(raw: sqlite3.Connection) -> bool:
     return _joins_nul
 
 
-def _newest(raw: sqlite3.Connection, session_id: str, max_rows: int) -> Joined | None:
-    """The newest rows, newest first; None where they are longer together than a value can be."""
+def _read_newest_joined(raw: sqlite3.Connection, session_id: str, max_rows: int) -> Joined | None:
+    """Return the newest rows as one text, newest first; None if it would be longer than SQLite's longest value."""
     try:
         joined: Joined = raw.execute(_NEWEST_JOINED, (session_id, session_id, max_rows)).fetchone()
     except sqlite3.DataError:
@@ -261,7 +282,7 @@ def _newest(raw: sqlite3.Connection, session_id: str, max_rows: int) -> Joined |
     return joined
 
 
-def _feed(raw: sqlite3.Connection, session_id: str, reading: Reading[Any]) -> None:
+def _feed_newest_first(raw: sqlite3.Connection, session_id: str, reading: Reading[Any]) -> None:
     wanted = reading.first
     if not wanted:
         return
@@ -271,4 +292,4 @@ def _feed(raw: sqlite3.Connection, session_id: str, reading: Reading[Any]) -> No
             rows = cursor.fetchmany(wanted)
             wanted = feed(reading, rows, at_start=len(rows) < wanted)
     finally:
-        cursor.close()  # ends the statement, and with it the read transaction
+        cursor.close()  # ends the statement, and the read transaction with it

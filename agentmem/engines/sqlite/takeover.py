@@ -1,17 +1,21 @@
-"""The history that the Agents SDK's SQLite sessions wrote, taken over into agentmem's tables.
+"""Takes over the history of the Agents SDK's SQLite sessions into agentmem's tables.
 
 Rules kept here:
 
-- The SDK's tables are read and never written. Rows are copied as they are, in the order of their ids.
-- What was taken over is bookmarked in the transaction that takes it, so that it is never taken twice, whatever becomes
-  of it in agentmem. The SDK's ids are AUTOINCREMENT, so a row above the bookmark is one that it wrote later.
-- What the SDK removes later stays in agentmem: a row that is gone does not tell whether it was popped or cleared.
-- A session id that agentmem refuses stays with the SDK, and is reported.
+- The SDK's tables are read, never written. Rows are copied as they are, in the order of their ids.
+- A takeover copies rows and stores a bookmark, the id of the last row, in one transaction. So no row is taken over
+  twice, even after it was removed in agentmem. The SDK's ids are AUTOINCREMENT: a row above the bookmark was written
+  later.
+- What the SDK removes later stays in agentmem, because a missing row does not say whether it was popped or cleared.
+- Sessions whose ids agentmem refuses stay with the SDK, and are reported.
 
-All this runs inside the caller's transaction. What is in the file itself is copied by SQL alone, so that it holds up no
-event loop; the window function needs SQLite 3.25, the SDK's own sessions need 3.35. Measured on 2 cores, with 1,000,000
-rows (350 MB) in 10,000 sessions: the statements took 9 s, and a first get_items() 36 s while 7 other processes were at
-work. Other writers wait meanwhile, as long as their busy_timeout_s allows. One later row then took 13 ms.
+Everything runs inside the caller's transaction. Rows in the same file are copied by SQL alone, without Python's
+interpreter lock, so that no event loop is delayed. The window function needs SQLite 3.25; the SDK's own sessions need
+3.35.
+
+Measured on 2 cores, with 1,000,000 rows (350 MB) in 10,000 sessions: the statements took 9 s, and a first get_items()
+took 36 s while 7 other processes were busy. Other writers wait meanwhile, for at most their busy_timeout_s. Taking over
+one later row took 13 ms.
 """
 
 from __future__ import annotations
@@ -25,9 +29,10 @@ from pathlib import Path
 
 from ...errors import StorageError
 from .errors import map_error
-from .sdk_tables import SDKTables, Source, path_of, plain_name
+from .sdk_tables import SDKTables, Source, path_of, unquoted
 
-_HERE = ""
+_THIS_FILE = ""
+"""The source of a bookmark for the SDK's tables in agentmem's own file."""
 
 _ADD_SESSIONS = """
     INSERT INTO agentmem_sessions (session_id, next_position, created_at, updated_at)
@@ -37,17 +42,17 @@ _ADD_SESSIONS = """
         coalesce(CAST(strftime('%s', s.updated_at) AS INTEGER), CAST(strftime('%s', m.newest) AS INTEGER), :now)
     FROM (
         SELECT session_id, count(*) AS items, min(created_at) AS oldest, max(created_at) AS newest
-        FROM {messages} {by} WHERE id > :after AND {fits} GROUP BY session_id
+        FROM {messages} {index_hint} WHERE id > :after AND {valid_id} GROUP BY session_id
     ) AS m LEFT JOIN {sessions} AS s ON s.session_id = m.session_id
-    WHERE true  -- else ON CONFLICT would be read as a condition of the join
+    WHERE true  -- without it, SQLite would parse ON CONFLICT as a condition of the join
     ON CONFLICT (session_id) DO UPDATE SET
         next_position = next_position + excluded.next_position,
         created_at = min(created_at, excluded.created_at),
         updated_at = max(updated_at, excluded.updated_at)
 """
 
-# _ADD_SESSIONS has moved the ends of the sessions, so positions are counted back from there. Only ids go through the
-# window. CROSS JOIN keeps the order of the loops: by session and id, so that the table grows at its end.
+# _ADD_SESSIONS has already raised next_position, so positions are counted back from there. Only ids pass through the
+# window function. CROSS JOIN fixes the order of the loops: by session and id, so that the table grows at its end.
 _ADD_ITEMS = """
     INSERT INTO agentmem_items (item_key, created_at, item)
     SELECT
@@ -59,7 +64,7 @@ _ADD_ITEMS = """
             id, session_id,
             row_number() OVER (PARTITION BY session_id ORDER BY id) AS place,
             count(*) OVER (PARTITION BY session_id) AS items
-        FROM {messages} {by} WHERE id > :after AND {fits}
+        FROM {messages} {index_hint} WHERE id > :after AND {valid_id}
     ) AS p
     CROSS JOIN agentmem_sessions AS a ON a.session_id = p.session_id
     CROSS JOIN {messages} AS m ON m.id = p.id
@@ -71,11 +76,11 @@ class Takeover:
     """What a takeover did.
 
     Attributes:
-        sessions: how many sessions got items by it.
-        items: how many items they got.
-        already_taken: how many of the SDK's rows had been taken over before, and are still there.
-        skipped: the session ids that agentmem refuses (empty, longer than 1,024 bytes, with NUL, no text), as Python
-            writes them; their rows are where they were.
+        sessions: the number of sessions that got items.
+        items: the number of items that they got.
+        already_taken: the number of rows that had been taken over before and that the SDK still has.
+        skipped: the ``repr`` of each session id that agentmem refuses because it is empty, longer than 1,024 bytes,
+            not a text, or has a NUL. The rows of these sessions stay with the SDK.
     """
 
     sessions: int = 0
@@ -84,48 +89,66 @@ class Takeover:
     skipped: tuple[str, ...] = ()
 
 
-def is_behind(raw: sqlite3.Connection, tables: SDKTables) -> bool:
-    """Whether :func:`take_over` has something to do; only reads."""
+def has_new_rows(raw: sqlite3.Connection, tables: SDKTables) -> bool:
+    """Return whether :func:`take_over` has something to do. Only reads.
+
+    Raises:
+        StorageError: as in :func:`take_over`.
+    """
     if raw.execute("PRAGMA user_version").fetchone() == (0,):
-        return True  # agentmem's tables are still to be made
+        return True  # agentmem's tables do not exist yet
     source = Source.find(raw, tables)
-    after = _taken_here(source, tables)
-    return after is None or (source.messages is not None and source.newest() > after)
+    after = _last_id_from_this_file(source, tables)
+    return after is None or (source.messages is not None and source.newest_id() > after)
 
 
 def take_over(raw: sqlite3.Connection, tables: SDKTables, now: float) -> Takeover:
-    """Take over what is new in the SDK's tables in this file; without any, note only which ones the file goes on with.
+    """Take over the new rows of the SDK's tables in this file.
+
+    If there is no table of messages, only a bookmark is stored, so that the file is bound to their names.
 
     Raises:
-        StorageError: the file goes on with the history of other tables, or these are not as the SDK makes them.
+        StorageError: the file's history came from tables of other names.
+        StorageError: the tables are not as the SDK makes them.
     """
     source = Source.find(raw, tables)
-    after = _taken_here(source, tables)
-    newest = source.newest() if source.messages is not None else 0
+    after = _last_id_from_this_file(source, tables)
+    newest = source.newest_id() if source.messages is not None else 0
     if after is not None and newest <= after:
         return Takeover()
     if source.messages is None:
-        _set_bookmark(raw, _HERE, plain_name(tables.messages), 0, "")
+        _set_bookmark(raw, _THIS_FILE, unquoted(tables.messages), 0, "")
         return Takeover()
     done = _copy(raw, source, after or 0, now)
-    _set_bookmark(raw, _HERE, source.messages, newest, source.digest(newest))
-    return replace(done, skipped=source.refused(after or 0))
+    _set_bookmark(raw, _THIS_FILE, source.messages, newest, source.digest(newest))
+    return replace(done, skipped=source.invalid_ids(after or 0))
 
 
 def take_over_and_count(raw: sqlite3.Connection, tables: SDKTables, now: float) -> Takeover:
-    """As :func:`take_over`, and say what had been taken before, and all that is refused."""
+    """Do :func:`take_over`, and also report what was taken over before and every session id that is refused.
+
+    The table of messages must exist; see :func:`check_source`.
+
+    Raises:
+        StorageError: as in :func:`take_over`.
+    """
     source = Source.find(raw, tables)
-    before = source.count(_taken_here(source, tables) or 0)
-    return replace(take_over(raw, tables, now), already_taken=before, skipped=source.refused(0))
+    already_taken = source.count(_last_id_from_this_file(source, tables) or 0)
+    return replace(take_over(raw, tables, now), already_taken=already_taken, skipped=source.invalid_ids(0))
 
 
 def import_from(raw: sqlite3.Connection, path: str, tables: SDKTables, now: float) -> Takeover:
-    """Take over what is new in another file, which is opened to read only."""
-    with _reading(path, tables) as source:
+    """Take over the new rows of the SDK's tables in another file, which is opened read-only.
+
+    Raises:
+        StorageError: there is no file, SQLite cannot read it, or it has no such tables.
+        StorageError: the file was taken over before and now ends before its bookmark.
+    """
+    with _open_source(path, tables) as source:
         assert source.messages is not None
-        with _blaming(path):
-            after, newest = _taken_from(raw, path, source), source.newest()
-            before = Takeover(already_taken=source.count(after), skipped=source.refused(0))
+        with _errors_of(path):
+            after, newest = _last_id_from_other_file(raw, path, source), source.newest_id()
+            before = Takeover(already_taken=source.count(after), skipped=source.invalid_ids(0))
             digest = source.digest(newest)
         if newest <= after:
             return before
@@ -138,57 +161,71 @@ def import_from(raw: sqlite3.Connection, path: str, tables: SDKTables, now: floa
 
 
 def check_source(path: str, tables: SDKTables) -> None:
-    """Raises StorageError where there is no file, no database, or none of the SDK's tables."""
-    with _reading(path, tables):
+    """Check that a file has the SDK's tables.
+
+    Raises:
+        StorageError: there is no file, SQLite cannot read it, or it has no such tables.
+    """
+    with _open_source(path, tables):
         pass
 
 
 def _copy(raw: sqlite3.Connection, source: Source, after: int, now: float) -> Takeover:
+    """Copy the rows after the id `after` into agentmem's tables."""
     values = {"after": after, "now": now}
-    # The SDK's index has the rows by session, which the first time saves sorting them all; later it would be read from
-    # end to end to find the few that are new. NOT INDEXED leaves the search by id (sqlite.org/lang_indexedby.html).
-    by = "NOT INDEXED" if after else ""
-    sessions = raw.execute(source.fill(_ADD_SESSIONS, by=by), values).rowcount
-    return Takeover(sessions, raw.execute(source.fill(_ADD_ITEMS, by=by), values).rowcount)
+    # The SDK's index has the rows by session. The first time, this saves sorting all of them. Later, all of it would be
+    # read to find a few new rows: NOT INDEXED makes SQLite search by id instead (sqlite.org/lang_indexedby.html).
+    index_hint = "NOT INDEXED" if after else ""
+    sessions = raw.execute(source.format_sql(_ADD_SESSIONS, index_hint=index_hint), values).rowcount
+    items = raw.execute(source.format_sql(_ADD_ITEMS, index_hint=index_hint), values).rowcount
+    return Takeover(sessions, items)
 
 
-def _taken_here(source: Source, tables: SDKTables) -> int | None:
-    """The id up to which the SDK's tables in this file were taken over; None if they never were."""
+def _last_id_from_this_file(source: Source, tables: SDKTables) -> int | None:
+    """Return the id up to which the SDK's tables in this file were taken over; None if they never were.
+
+    Raises:
+        StorageError: the file's history came from tables of other names.
+    """
     found = source.connection.execute(
         "SELECT messages_table, last_id, last_row, messages_table = ? FROM agentmem_takeovers WHERE source = ?",
-        (plain_name(tables.messages), _HERE),
+        (unquoted(tables.messages), _THIS_FILE),
     ).fetchone()
     if found is None:
         return None
     name, last_id, last_row, is_this = found
     if not is_this:
-        # Two conversations of the same id would become one.
+        # Two conversations with the same session id would become one.
         raise StorageError(
             f"{path_of(source.connection)} goes on with the history in {name!r}, not in {tables.messages!r}; "
             "give each pair of tables a file: agentmem import-sdk FILE --into ANOTHER --messages-table NAME"
         )
-    if source.messages is not None and not (source.digest(last_id) in ("", last_row) and source.has_reached(last_id)):
-        return 0  # the table was dropped and made anew
+    if source.messages is not None and not (source.digest(last_id) in ("", last_row) and source.has_issued(last_id)):
+        return 0  # the table was dropped and created again
     return int(last_id)
 
 
-def _taken_from(raw: sqlite3.Connection, path: str, source: Source) -> int:
-    """The id up to which the SDK's tables in another file were taken over, also where that file was elsewhere then."""
-    marks = raw.execute(
+def _last_id_from_other_file(raw: sqlite3.Connection, path: str, source: Source) -> int:
+    """Return the id up to which another file's tables were taken over, also if the file had another path then.
+
+    Raises:
+        StorageError: the file was taken over before and now ends before its bookmark.
+    """
+    bookmarks = raw.execute(
         "SELECT source, last_id, last_row FROM agentmem_takeovers WHERE messages_table = ? AND source <> ?",
-        (source.messages, _HERE),
+        (source.messages, _THIS_FILE),
     ).fetchall()
-    known = [0]
-    for where, last_id, last_row in marks:
+    last_ids = [0]
+    for bookmarked_path, last_id, last_row in bookmarks:
         digest = source.digest(last_id)
-        if digest == last_row or (where == path and not digest and source.has_reached(last_id)):
-            known.append(last_id)
-        elif where == path and not digest:
+        if digest == last_row or (bookmarked_path == path and not digest and source.has_issued(last_id)):
+            last_ids.append(last_id)
+        elif bookmarked_path == path and not digest:
             raise StorageError(
                 f"{path} was taken over up to row {last_id}, and now ends before it: it is an older copy, or another "
                 "file. To take over all of it, import it into another database, or from another path"
             )
-    return max(known)
+    return max(last_ids)
 
 
 def _set_bookmark(raw: sqlite3.Connection, source: str, messages: str, last_id: int, last_row: str) -> None:
@@ -202,14 +239,18 @@ def _set_bookmark(raw: sqlite3.Connection, source: str, messages: str, last_id: 
 
 
 @contextmanager
-def _reading(path: str, tables: SDKTables) -> Iterator[Source]:
-    """The SDK's tables of another file, in one state and to read only."""
+def _open_source(path: str, tables: SDKTables) -> Iterator[Source]:
+    """Open another file read-only and find the SDK's tables, in one read transaction.
+
+    Raises:
+        StorageError: there is no file, SQLite cannot read it, or it has no such tables.
+    """
     if not os.path.isfile(path):
         raise StorageError(f"there is no file {path}; give the one that the Agents SDK's session was made with")
-    with _blaming(path):
+    with _errors_of(path):
         connection = sqlite3.connect(f"{Path(path).as_uri()}?mode=ro", uri=True, isolation_level=None)
     with closing(connection):
-        with _blaming(path):
+        with _errors_of(path):
             connection.execute("BEGIN")
             source = Source.find(connection, tables)
         if source.messages is None:
@@ -221,8 +262,12 @@ def _reading(path: str, tables: SDKTables) -> Iterator[Source]:
 
 
 @contextmanager
-def _blaming(path: str) -> Iterator[None]:
-    """What SQLite reports in here is about that file, not about the one that takes it over."""
+def _errors_of(path: str) -> Iterator[None]:
+    """Map SQLite's errors in the block to errors that name the file at `path`.
+
+    Raises:
+        StorageError: SQLite raised an error in the block.
+    """
     try:
         yield
     except sqlite3.Error as error:
@@ -230,13 +275,13 @@ def _blaming(path: str) -> Iterator[None]:
 
 
 def _copy_into_temp(raw: sqlite3.Connection, path: str, source: Source, after: int) -> Source:
-    """The new rows, in tables that are as the SDK's."""
+    """Copy the rows after the id `after` into temporary tables with the SDK's columns."""
 
     def rows(sql: str, *parameters: int) -> Iterator[tuple[bytes, ...]]:
-        with _blaming(path):
-            yield from source.connection.execute(source.fill(sql), parameters)
+        with _errors_of(path):
+            yield from source.connection.execute(source.format_sql(sql), parameters)
 
-    source.connection.text_factory = bytes  # as they are, also where they are no text in UTF-8
+    source.connection.text_factory = bytes  # unchanged, even if they are not valid UTF-8
     raw.execute(
         "CREATE TEMP TABLE agentmem_sdk_sessions (session_id TEXT PRIMARY KEY, created_at TEXT, updated_at TEXT)"
     )
@@ -249,10 +294,10 @@ def _copy_into_temp(raw: sqlite3.Connection, path: str, source: Source, after: i
     )
     raw.executemany(
         "INSERT INTO temp.agentmem_sdk_sessions VALUES (CAST(? AS TEXT), CAST(? AS TEXT), CAST(? AS TEXT))",
-        rows("SELECT session_id, created_at, updated_at FROM {sessions} WHERE {fits}"),
+        rows("SELECT session_id, created_at, updated_at FROM {sessions} WHERE {valid_id}"),
     )
     raw.executemany(
         "INSERT INTO temp.agentmem_sdk_messages VALUES (?, CAST(? AS TEXT), CAST(? AS TEXT), CAST(? AS TEXT))",
-        rows("SELECT id, session_id, message_data, created_at FROM {messages} WHERE id > ? AND {fits}", after),
+        rows("SELECT id, session_id, message_data, created_at FROM {messages} WHERE id > ? AND {valid_id}", after),
     )
     return Source(raw, "agentmem_sdk_sessions", "agentmem_sdk_messages")

@@ -1,6 +1,6 @@
-"""An SQLite engine that goes on with the history that the Agents SDK's sessions wrote; see ``takeover``.
+"""An SQLite engine that takes over the history of the Agents SDK's sessions; see ``takeover``.
 
-What is new of the SDK's is taken over before the first read and inside the first write on each pool.
+On each pool, new rows of the SDK's are taken over before the first read, or in the transaction of the first write.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from .pool import Pool
 from .schema import upgrade
 from .sdk_tables import SDKTables
 from .statements import Read, Write
-from .takeover import Takeover, import_from, is_behind, take_over, take_over_and_count
+from .takeover import Takeover, has_new_rows, import_from, take_over, take_over_and_count
 
 
 class TakeoverEngine(SQLiteEngine):
-    """Sessions in one SQLite file, with the history of the Agents SDK's that is in it.
+    """Sessions in one SQLite file, together with the history that the Agents SDK wrote to the same file.
 
     Args:
-        db: path of the file; ":memory:" for a database that this engine alone sees.
-        tables: the SDK's tables whose history the file goes on with.
+        db: the path of the file; ":memory:" for a database that only this engine sees.
+        tables: the SDK's tables whose history is taken over.
 
     Raises:
-        TypeError: an argument has the wrong type.
-        ValueError: an argument is out of range.
+        TypeError: `db` is not a path.
+        ValueError: `db` is empty or has a NUL.
     """
 
     accepts_sdk_file = True
@@ -37,41 +37,44 @@ class TakeoverEngine(SQLiteEngine):
     def __init__(self, db: str | os.PathLike[str], tables: SDKTables) -> None:
         super().__init__(db)
         self._tables = tables
-        self._caught_up: WeakSet[Pool] = WeakSet()
+        self._up_to_date: WeakSet[Pool] = WeakSet()
 
     async def open_pool(self, pool: Pool) -> None:
         await super().open_pool(pool)
-        await self._catch_up()
+        await self._bring_up_to_date()
 
     async def write(self, operation: Write) -> object:
         pool = self.pool()
-        if isinstance(operation, Import) or pool in self._caught_up:
+        if isinstance(operation, ImportHistory) or pool in self._up_to_date:
             return await super().write(operation)
         return await self._take_over_and_write(pool, operation)
 
     async def query(self, operation: Read) -> object:
-        await self._catch_up()
+        await self._bring_up_to_date()
         return await super().query(operation)
 
     async def take_over(self) -> Takeover:
-        """Take over what is new in the SDK's tables in this file, and say what was taken before.
+        """Take over the new rows of the SDK's tables in this file, and also report what was taken over before.
+
+        The table of messages must exist; see :func:`~.takeover.check_source`.
 
         Raises:
-            StorageError: nothing was taken over.
+            StorageError: the tables cannot be taken over; see :func:`~.takeover.take_over`. Nothing was.
+            StorageError: the database failed, as in every method of an engine.
         """
-        return cast(Takeover, await self.write(Import(self._tables)))
+        return cast(Takeover, await self.write(ImportHistory(self._tables)))
 
-    async def _catch_up(self) -> None:
-        """Have what is new of the SDK's taken over, once on each pool; writes do it by themselves."""
-        if (pool := self.pool()) not in self._caught_up:
-            if await super().query(IsBehind(self._tables)):
+    async def _bring_up_to_date(self) -> None:
+        """Take over the SDK's new rows, once on each pool. Used before reads; writes do it by themselves."""
+        if (pool := self.pool()) not in self._up_to_date:
+            if await super().query(HasNewRows(self._tables)):
                 await self._take_over_and_write(pool)
-            self._caught_up.add(pool)
+            self._up_to_date.add(pool)
 
     async def _take_over_and_write(self, pool: Pool, operation: Write | None = None) -> object:
-        both = TakeOverAndWrite(self._tables, operation)
-        done, result = cast("tuple[Takeover, object]", await super().write(both))
-        self._caught_up.add(pool)
+        combined = TakeOverAndWrite(self._tables, operation)
+        done, result = cast("tuple[Takeover, object]", await super().write(combined))
+        self._up_to_date.add(pool)
         if done.skipped:
             warnings.warn(
                 f"{self.name}: {len(done.skipped)} sessions of the Agents SDK's have ids that agentmem refuses, and "
@@ -82,17 +85,23 @@ class TakeoverEngine(SQLiteEngine):
 
 
 async def import_into(engine: SQLiteEngine, path: str, tables: SDKTables) -> Takeover:
-    """Take over what is new in another file, which is only read. `path` is absolute and without links.
+    """Take over the new rows of the SDK's tables in another file, which is only read.
+
+    Args:
+        engine: the database to take them over into.
+        path: the absolute path of the other file, without symbolic links.
+        tables: the names of the SDK's tables.
 
     Raises:
-        StorageError: nothing was taken over.
+        StorageError: the file cannot be taken over; see :func:`~.takeover.import_from`. Nothing was.
+        StorageError: the engine's database failed, as in every method of an engine.
     """
-    return cast(Takeover, await engine.write(Import(tables, path)))
+    return cast(Takeover, await engine.write(ImportHistory(tables, path)))
 
 
 @dataclass(frozen=True, slots=True)
-class Import:
-    """Take over by hand: from this file's SDK tables, or from another file's."""
+class ImportHistory:
+    """Take over on the user's command: from the SDK's tables in this file, or from another file at `path`."""
 
     is_alone: ClassVar[bool] = True
     session_id: ClassVar[None] = None
@@ -108,19 +117,19 @@ class Import:
 
 @dataclass(frozen=True, slots=True)
 class TakeOverAndWrite:
-    """Take over what is new in the SDK's tables, then do a write that waits for it; both or none."""
+    """Take over the SDK's new rows, then do a write, if there is one, in the same transaction."""
 
     tables: SDKTables
     write: Write | None = None
 
     @property
     def is_alone(self) -> bool:
-        """As the write that it does."""
+        """Whether the write needs a transaction of its own."""
         return self.write is not None and self.write.is_alone
 
     @property
     def session_id(self) -> str | None:
-        """Of the write that it does."""
+        """The session of the write."""
         return None if self.write is None else self.write.session_id
 
     def apply(self, raw: sqlite3.Connection, now: float) -> tuple[Takeover, object]:
@@ -130,11 +139,11 @@ class TakeOverAndWrite:
 
 
 @dataclass(frozen=True, slots=True)
-class IsBehind:
+class HasNewRows:
     """Ask whether a takeover has something to do."""
 
     session_id: ClassVar[None] = None
     tables: SDKTables
 
     def apply(self, raw: sqlite3.Connection) -> bool:
-        return is_behind(raw, self.tables)
+        return has_new_rows(raw, self.tables)

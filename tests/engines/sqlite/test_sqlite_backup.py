@@ -271,12 +271,12 @@ def test_where_a_file_system_has_no_hard_links_nothing_is_overwritten_either(
     monkeypatch.setattr(os, "link", refuse)  # as on FAT, which few machines let a test mount
     copy = target.with_name("copy")
     copy.write_text("copy")
-    sqlite_backup._put_in_place(str(copy), str(target), str(target.parent))
+    sqlite_backup._move_into_place(str(copy), str(target), str(target.parent))
     assert target.read_text() == "copy"
     assert not copy.exists()
     copy.write_text("another")
     with pytest.raises(StorageError, match="exists"):
-        sqlite_backup._put_in_place(str(copy), str(target), str(target.parent))
+        sqlite_backup._move_into_place(str(copy), str(target), str(target.parent))
     assert target.read_text() == "copy"
 
 

@@ -24,7 +24,7 @@ LARGE: Item = {"role": "user", "content": "x" * 50_000}
 
 LIMIT_BYTES = 2 * 1024 * 1024
 RETRY_BYTES = LIMIT_BYTES // 4
-LONGEST_RETRY_BYTES = 4 * LIMIT_BYTES
+MAX_RETRY_BYTES = 4 * LIMIT_BYTES
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +33,7 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (
         ("LIMIT_BYTES", LIMIT_BYTES),
         ("RETRY_BYTES", RETRY_BYTES),
-        ("LONGEST_RETRY_BYTES", LONGEST_RETRY_BYTES),
+        ("MAX_RETRY_BYTES", MAX_RETRY_BYTES),
     ):
         assert 8 * value == getattr(sqlite_checkpoint, name)
         monkeypatch.setattr(sqlite_checkpoint, name, value)
@@ -162,7 +162,7 @@ async def test_a_reader_that_does_not_end_holds_up_no_write_and_when_it_does_the
         while salt(path) == before:
             await session.add_items([LARGE])
             added += 1
-            assert added * 50_000 < LONGEST_RETRY_BYTES
+            assert added * 50_000 < MAX_RETRY_BYTES
         assert len(await session.get_items()) == 1 + 150 + added
 
 
@@ -235,7 +235,7 @@ async def test_a_checkpoint_that_fails_loses_nothing_and_a_later_one_does_its_wo
         while salt(path) == before:
             await session.add_items([LARGE])
             added += 1
-            assert added * 50_000 < LONGEST_RETRY_BYTES
+            assert added * 50_000 < MAX_RETRY_BYTES
         assert raw.execute("PRAGMA busy_timeout").fetchone() == (5000,)
 
 

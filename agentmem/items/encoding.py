@@ -1,4 +1,4 @@
-"""Items: each is a JSON object, is stored as JSON text, and comes back equal.
+"""Items as JSON text: an item is a JSON object, is stored as its JSON text, and comes back equal.
 
 Rules:
 
@@ -9,7 +9,7 @@ Rules:
   object) raises :class:`~agentmem.errors.InvalidItemError` with the item's index and the value's path.
 - A pydantic model, as an item or inside one, is replaced by its JSON form.
 
-The second half of the module defines the kinds of item in ``RunResult.new_items``. The module does no I/O.
+The module does no I/O.
 """
 
 from __future__ import annotations
@@ -19,13 +19,12 @@ import math
 import re
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 from pydantic_core import from_json, to_json
 
-from .errors import InvalidItemError
+from ..errors import InvalidItemError
 
 Item = dict[str, Any]
 """An item in the input format of OpenAI's Responses API: a JSON object."""
@@ -256,92 +255,3 @@ def _dump_model(model: BaseModel, path: _Path | None, index: int) -> object:
         raise _invalid(
             index, path, f"{type(model).__name__} cannot be converted to JSON: {_shorten(str(error))}"
         ) from error
-
-
-@dataclass(frozen=True)
-class RunItem:
-    """An item that a run added, with the agent that it comes from.
-
-    Attributes:
-        raw_item: the item as it is stored and replayed.
-        agent_name: the name of the agent that was active.
-    """
-
-    type: ClassVar[str] = "run_item"
-
-    raw_item: Item
-    agent_name: str
-
-    def to_input_item(self) -> Item:
-        """Return the item as it is sent to the model."""
-        return self.raw_item
-
-
-@dataclass(frozen=True)
-class MessageOutputItem(RunItem):
-    """A message from the model."""
-
-    type: ClassVar[str] = "message_output_item"
-
-    @property
-    def text(self) -> str:
-        """The text of the message; a refusal counts as text."""
-        return message_text(self.raw_item)
-
-
-@dataclass(frozen=True)
-class ToolCallItem(RunItem):
-    """The model calls a tool. A hosted tool (such as web search) has no separate output item."""
-
-    type: ClassVar[str] = "tool_call_item"
-
-
-@dataclass(frozen=True)
-class ToolCallOutputItem(RunItem):
-    """The output of a tool call.
-
-    Attributes:
-        output: the value that the tool returned, before it was converted to text.
-    """
-
-    type: ClassVar[str] = "tool_call_output_item"
-
-    output: Any = None
-
-
-@dataclass(frozen=True)
-class HandoffCallItem(RunItem):
-    """The model hands the conversation over to another agent."""
-
-    type: ClassVar[str] = "handoff_call_item"
-
-
-@dataclass(frozen=True)
-class HandoffOutputItem(RunItem):
-    """The output of a handoff: another agent continues the conversation.
-
-    Attributes:
-        target_agent_name: the name of that agent.
-    """
-
-    type: ClassVar[str] = "handoff_output_item"
-
-    target_agent_name: str = ""
-
-
-@dataclass(frozen=True)
-class ReasoningItem(RunItem):
-    """The model's reasoning, mostly opaque. It is replayed only together with the item that it led to."""
-
-    type: ClassVar[str] = "reasoning_item"
-
-
-def message_text(item: Item) -> str:
-    """Return the text of a message item, whose ``content`` is a string or a list of parts; "" if it has no text."""
-    content = item.get("content")
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        return ""
-    parts = (part for part in content if isinstance(part, dict))
-    return "".join(str(part.get("text") or part.get("refusal") or "") for part in parts)
