@@ -370,6 +370,7 @@ class Sessions(RuleBasedStateMachine):
         self.end_loop()
 
 
+@pytest.mark.hypothesis
 def test_any_sequence_of_calls_on_several_sessions_does_what_it_does_to_plain_lists(database_url: str) -> None:
     class SessionsThere(Sessions):
         url = database_url

@@ -156,6 +156,7 @@ def of_a_session(change: Change) -> dict[str, str]:
     }
 
 
+@pytest.mark.hypothesis
 def test_any_damaged_history_has_the_report_that_it_has_in_sqlite(
     database: PostgresDatabase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
