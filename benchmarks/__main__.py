@@ -83,10 +83,10 @@ def measure(
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with ExitStack() as stack:
         own = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="agentmem-bench-", dir=folder)))
-        progress = stack.enter_context(
-            Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal)
-        )
+        progress = Progress(*columns, console=errors, transient=True)
         bar = progress.add_task("starting", total=None)
+        if errors.is_terminal:  # rich before 14.3 ends also a disabled bar with an empty line
+            stack.enter_context(progress)
 
         def on_progress(what: str, done: int, total: int) -> None:
             progress.update(bar, description=escape(f"{what:45}"), completed=done, total=total)

@@ -50,8 +50,11 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
     Args:
         what: the text before the bar.
     """
+    if not errors.is_terminal:  # rich before 14.3 ends also a disabled bar with an empty line
+        yield lambda done, total: None
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
+    with Progress(*columns, console=errors, transient=True) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
