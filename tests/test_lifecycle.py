@@ -145,7 +145,8 @@ atexit.register(late)
 @threads_may_start_late
 def test_a_call_at_exit_on_a_handle_that_was_in_use_says_that_the_program_is_ending(path: Path) -> None:
     said = run_quietly("from agentmem.errors import StorageError\n" + IMPORTS + AT_EXIT, path)
-    assert said.splitlines()[:2] == ["the connection was closed because the program is ending"] * 2
+    late = f"{path}: the connection was closed because the program is ending; an atexit handler comes too late"
+    assert said.splitlines()[:2] == [late] * 2
     assert [item["content"] for item in stored(path)][:2] == ["one", "one"]
 
 

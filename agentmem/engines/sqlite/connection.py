@@ -100,6 +100,7 @@ class Connection:
         self._busy_timeout_s = busy_timeout_s
         self._opened: OpenedByAiosqlite | None = None
         self.is_open = False
+        self._leaves_wal = self._is_wal_copied = False  # set where its file was moved under it
         self._lock = threading.Lock()  # held while a batch runs, and while the connection closes
         self._inbox: SimpleQueue[tuple[Origin, Batch[Any]] | None] = SimpleQueue()
         self._ending = threading.Lock()  # nothing may be sent that the thread would never see
@@ -110,16 +111,25 @@ class Connection:
         self.thread = threading.Thread(target=self._run, name="agentmem-sqlite", daemon=True)
 
     @classmethod
-    async def open(cls, path: str, busy_timeout_s: float, prepare: Callable[[Connection], None]) -> Connection:
+    async def open(
+        cls,
+        path: str,
+        busy_timeout_s: float,
+        prepare: Callable[[Connection], None],
+        before: Callable[[], None] = lambda: None,
+    ) -> Connection:
         """Connect, and `prepare` the connection in its own thread; closed again where that fails.
+
+        Args:
+            before: called in that thread before SQLite opens the file, while no other connection is being opened.
 
         Raises:
             ConnectionLost: a fork came between.
-            StorageError: the program is ending.
+            StorageError: the program is ending, or there are no threads or descriptors left.
             sqlite3.Error: SQLite cannot open it.
-            Exception: what `prepare` raises.
+            Exception: what `before` and `prepare` raise.
         """
-        _refuse_at_end()
+        _refuse_at_end(path)
         connection = cls(path, busy_timeout_s)
         loop = asyncio.get_running_loop()
         opened: asyncio.Future[BaseException | None] = loop.create_future()
@@ -127,7 +137,7 @@ class Connection:
         def tell(error: BaseException | None) -> bool:
             return _call_on(loop, lambda: None if opened.done() else opened.set_result(error))
 
-        connection._start(prepare, tell)
+        connection._start(before, prepare, tell)
         error = await opened
         if error is not None:
             raise error
@@ -168,11 +178,17 @@ class Connection:
         return cast(T, job.result)
 
     async def close(self) -> None:
-        """Run what was sent, close the connection and end its thread. Every outcome has been told of before."""
+        """Run what was sent, close the connection and end its thread. Every outcome has been told of before.
+
+        Raises:
+            StorageError: see :meth:`disconnect`. The connection is closed all the same.
+        """
         loop = asyncio.get_running_loop()
         ended = loop.create_future()
         self.end(lambda: _call_on(loop, lambda: None if ended.done() else ended.set_result(None)))
         await ended
+        if self._leaves_wal:
+            self.disconnect()  # raises what it raised in the thread, or succeeds now
 
     def stop(self) -> None:
         """The same where no event loop runs."""
@@ -191,24 +207,36 @@ class Connection:
         then()
 
     def disconnect(self) -> None:
-        """Close the connection, from any thread, once the batch under way is done. The thread goes on."""
+        """Close the connection, from any thread, once the batch under way is done. The thread goes on.
+
+        Raises:
+            StorageError: the file was moved, and its WAL is still at the path where it was. Called again, it raises
+                again until that WAL is gone.
+        """
         with self._lock:
-            was_moved = self.is_open and self.file is not None and not self.file.is_at_its_path()
-            if was_moved:
-                # SQLite leaves the WAL of such a file at the path where it was: what was acknowledged would be
-                # missing where the file is now, and be played into the one that is at the path next.
-                try:
-                    self.raw.execute("PRAGMA wal_checkpoint(PASSIVE)")
-                except sqlite3.Error:
-                    pass  # the file is out of reach; its users learn that from FileIdentity.check()
+            if self.is_open and self.file is not None and not self.file.is_at_its_path():
+                self._leaves_wal = True
+                self._is_wal_copied = self._copy_wal()
             self.is_open = False
             try:
                 if self._opened is not None:
                     self._opened.disconnect()
-                if was_moved and self.file is not None:
-                    self.file.remove_stale_wal()
             finally:
                 _open.discard(self)  # only now: a fork waits for those that are being closed too
+            if self._leaves_wal and self.file is not None:
+                self.file.remove_stale_wal(is_copied=self._is_wal_copied)
+                self._leaves_wal = False
+
+    def _copy_wal(self) -> bool:
+        """Copy the whole WAL into the database; False where that cannot be done."""
+        # SQLite leaves the WAL of a file that was moved at the path where it was: what was acknowledged would be
+        # missing where the file is now, and be played into the one that is at the path next. FULL waits for readers,
+        # as long as busy_timeout_s, before whom PASSIVE would stop, and holds the lock for writing (see checkpoint).
+        try:
+            ((_, in_wal, copied),) = self.raw.execute("PRAGMA wal_checkpoint(FULL)")
+        except sqlite3.Error:
+            return False
+        return bool(in_wal == copied)
 
     # In the connection's thread
 
@@ -231,10 +259,18 @@ class Connection:
             self._unreported.append(Outcome(origin, batch))
         return self._unreported[-1]
 
-    def _start(self, prepare: Callable[[Connection], None], tell: Callable[[BaseException | None], bool]) -> None:
-        register_own_thread(self.thread)
-        self._prepare, self._tell = prepare, tell
-        self.thread.start()
+    def _start(
+        self,
+        before: Callable[[], None],
+        prepare: Callable[[Connection], None],
+        tell: Callable[[BaseException | None], bool],
+    ) -> None:
+        self._before, self._prepare, self._tell = before, prepare, tell
+        try:
+            register_own_thread(self.thread)
+            self.thread.start()
+        except RuntimeError as error:  # Python's word for a system without threads left, and for the interpreter's end
+            raise StorageError(f"cannot open {self._path}: {error}") from error
 
     def _run(self) -> None:
         try:
@@ -249,7 +285,7 @@ class Connection:
                 self._run_batches()
             finally:
                 self.report()
-                self.disconnect()
+                self._disconnect_at_end()
         except BaseException:
             # Nobody awaits this thread: told as of any thread.
             threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), self.thread)))
@@ -257,7 +293,9 @@ class Connection:
 
     def _open(self) -> None:
         with opening_lock:  # a fork waits until aiosqlite is done
-            _refuse_at_end()
+            _refuse_at_end(self._path)
+            _close_moved(self._path)
+            self._before()
             self._opened = self.raw = open_through_aiosqlite(self._path, self._busy_timeout_s)
             self.is_open = True
             _open.add(self)
@@ -266,6 +304,12 @@ class Connection:
             if not self.is_open:
                 raise ConnectionLost
             self._prepare(self)
+
+    def _disconnect_at_end(self) -> None:
+        try:
+            self.disconnect()
+        except StorageError:
+            pass  # close() raises it again
 
     def _end_with(self, error: BaseException) -> None:
         try:
@@ -325,6 +369,7 @@ class _Caller:
         self.batch: Batch[Callable[[Connection], Any]] = Batch(0, 0, [Job(function, self.loop.create_future())])
 
     def run(self, connection: Connection, batch: Batch[Any]) -> None:
+        connection.report()  # the function may take long
         (job,) = batch.jobs
         job.result = job.work(connection)
 
@@ -370,12 +415,29 @@ def stop_all(connections: Iterable[Connection]) -> None:
     """Close connections whose event loops are gone, from a thread without one, the writers last."""
     for connection in sorted(connections, key=lambda connection: connection.is_writer):
         connection.stop()
+        try:
+            connection.disconnect()
+        except StorageError:  # nobody awaits it: told as of any thread
+            threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread())))
 
 
-def _refuse_at_end() -> None:
+def _refuse_at_end(path: str) -> None:
     """Open no connection when the program has ended: nobody would close it."""
     if _has_program_ended:
-        raise StorageError("the connection was closed because the program is ending")
+        raise StorageError(
+            f"{path}: the connection was closed because the program is ending; an atexit handler comes too late"
+        )
+
+
+def _close_moved(path: str) -> None:
+    """Close the connections to a file that was at this path: SQLite must not have two files open under one path.
+
+    Both would use the same -wal and -shm. No lease sees those of a pool that is just opening or closing.
+    """
+    for connection in list(_open):
+        file = connection.file
+        if connection._path == path and file is not None and not file.is_at_its_path():
+            connection.disconnect()
 
 
 def _close_all_at_end() -> None:

@@ -21,26 +21,32 @@ opening_lock = threading.Lock()
 def create_private(path: str) -> None:
     """Create the file, if there is none, so that its owner alone can read it. SQLite gives -wal and -shm the same mode.
 
+    The caller holds ``opening_lock``.
+
     Raises:
         StorageError: the folder does not exist or cannot be written, or too many files are open.
         StorageFullError: there is no space.
     """
     # Closing any descriptor of a file drops all locks that this process holds on it
-    # (sqlite.org/howtocorrupt.html, section 2.2). O_EXCL opens only a file that this call creates, and `opening` keeps
+    # (sqlite.org/howtocorrupt.html, section 2.2). O_EXCL opens only a file that this call creates, and the lock keeps
     # connections from opening that file before its descriptor is closed.
-    with opening_lock:
-        try:
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-        except FileExistsError:
-            pass  # the usual case; an existing file keeps its mode
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise StorageFullError(f"cannot create {path}: {error.strerror}; make room and try again") from error
-            if error.errno in (errno.EMFILE, errno.ENFILE):
-                raise StorageError(f"cannot create {path}: {error.strerror}; close some, or raise the limit") from error
-            folder = os.path.dirname(path)
-            advice = "choose a folder that can be written" if os.path.isdir(folder) else "create its folder first"
-            raise StorageError(f"cannot create {path}: {error.strerror}; {advice}") from error
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+    except FileExistsError:
+        pass  # the usual case; an existing file keeps its mode
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageFullError(f"cannot create {path}: {error.strerror}; make room and try again") from error
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise no_descriptors(path, error) from error
+        folder = os.path.dirname(path)
+        advice = "choose a folder that can be written" if os.path.isdir(folder) else "create its folder first"
+        raise StorageError(f"cannot create {path}: {error.strerror}; {advice}") from error
+
+
+def no_descriptors(path: str, error: OSError) -> StorageError:
+    """Return the error for a process, or a system, that has too many files open."""
+    return StorageError(f"cannot open {path}: {error.strerror}; close some, or raise the limit")
 
 
 class FileIdentity:
@@ -103,13 +109,21 @@ class FileIdentity:
             f"{self._path} was replaced by another file while it was open; open a new session to use that one"
         )
 
-    def remove_stale_wal(self) -> None:
-        """Delete the WAL that a replaced file left at its path. SQLite would apply it to the new file.
+    def remove_stale_wal(self, *, is_copied: bool) -> None:
+        """Delete the WAL that a moved file left at its path. SQLite would apply it to the file that is there next.
+
+        Args:
+            is_copied: whether the moved file has all that is in the WAL.
 
         Raises:
-            StorageError: the WAL cannot be deleted.
+            StorageError: the WAL cannot be deleted, or holds what the moved file lacks.
         """
         if self._wal_inode is not None and _inode(self._path + "-wal") == self._wal_inode:
+            if not is_copied:
+                raise StorageError(
+                    f"{self._path} was moved while it was open, and {self._path}-wal holds what it lacks; move that, "
+                    "too, to where the file is now, under the file's name with -wal"
+                )
             for suffix in ("-wal", "-shm"):
                 try:
                     os.unlink(self._path + suffix)

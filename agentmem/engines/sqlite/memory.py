@@ -27,30 +27,41 @@ class MemoryDatabase:
         self._is_closed = False
 
     async def open(self) -> Connection:
-        """Return the connection. The first call opens it.
+        """Return the connection; the first call opens it.
 
         Raises:
-            SessionClosedError: the database was closed.
+            SessionClosedError: it was closed, also while this call opened it.
             StorageError: the program is ending.
-            sqlite3.Error: SQLite cannot open it.
-            Exception: what `prepare` raises.
         """
-        if self._is_closed:
-            raise SessionClosedError("the database in memory was closed; open a new one")
-        if self._connection is not None and self._connection.is_lost():
+        self._refuse_closed()
+        connection = self._connection
+        if connection is None:
+            connection = await self._open()
+        elif connection.is_lost():
             raise StorageError("the session in memory was closed because the program is ending")
-        if self._connection is None:
-            opened = await Connection.open(MEMORY, self._busy_timeout_s, self._prepare)
-            with self._lock:
-                if self._connection is None:
-                    self._connection = opened
-            if self._connection is not opened:  # another event loop opened one meanwhile
-                await opened.close()
-        return self._connection
+        return connection
 
     async def close(self) -> None:
-        """Close the connection. It is not opened again."""
-        self._is_closed = True
-        connection, self._connection = self._connection, None
-        if connection is not None and self._process == os.getpid():  # a forked process lacks the thread that closes it
+        """Close the connection, and open no other."""
+        with self._lock:
+            self._is_closed = True
+            connection, self._connection = self._connection, None
+        if connection is not None and self._process == os.getpid():  # a fork has no thread that could close it
             await connection.close()
+
+    async def _open(self) -> Connection:
+        opened = await Connection.open(MEMORY, self._busy_timeout_s, self._prepare)
+        with self._lock:
+            if self._connection is None and not self._is_closed:
+                self._connection = opened
+            connection = self._connection
+        if connection is not opened:  # another loop's thread was faster, or it was closed meanwhile
+            await opened.close()
+        if connection is None:
+            self._refuse_closed()
+        assert connection is not None
+        return connection
+
+    def _refuse_closed(self) -> None:
+        if self._is_closed:
+            raise SessionClosedError("the database in memory was closed; open a new one")

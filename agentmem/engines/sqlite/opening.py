@@ -15,6 +15,7 @@ from typing import Any
 import aiosqlite
 
 from ...errors import StorageError
+from .file import no_descriptors
 
 OPEN_S = 30.0
 """How long aiosqlite may take to open a connection, in seconds. It waits for no lock."""
@@ -43,7 +44,7 @@ def open_through_aiosqlite(path: str, busy_timeout_s: float) -> OpenedByAiosqlit
 
     Raises:
         sqlite3.Error: SQLite cannot open it.
-        StorageError: aiosqlite did not open it in time.
+        StorageError: aiosqlite did not open it in time, or no descriptors are left.
     """
     opened: list[OpenedByAiosqlite] = []
     threads: list[threading.Thread] = []
@@ -78,6 +79,10 @@ def open_through_aiosqlite(path: str, busy_timeout_s: float) -> OpenedByAiosqlit
         if not opened:
             raise StorageError(f"aiosqlite did not open {path} in {OPEN_S:g} s; try again") from error
         # It is open, and of aiosqlite nothing more is needed.
+    except OSError as error:  # the event loop's, which needs three descriptors
+        for raw in opened:
+            raw.disconnect()
+        raise no_descriptors(path, error) from error
     except BaseException:
         for raw in opened:
             raw.disconnect()

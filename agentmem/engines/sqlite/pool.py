@@ -15,7 +15,6 @@ import asyncio
 import threading
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from weakref import WeakKeyDictionary
 
 from ...cancellation import despite_cancellation
 from ...lifecycle import around_fork
@@ -147,8 +146,8 @@ class Pool(LoopPool):
     def abandon(self) -> None:
         # In a thread, because closing waits for what the connections still run.
         thread = threading.Thread(target=stop_all, args=(self._connections(),), name="agentmem-abandon")
-        thread.start()
         _abandoned[thread] = self.database.path
+        thread.start()
 
     def _connections(self) -> list[Connection]:
         """Those that are this pool's to close, the readers first."""
@@ -184,12 +183,16 @@ class Pool(LoopPool):
         # (POSIX drops all locks of a process with any descriptor): with the old pool closed first, none is left.
         while self._awaits_abandoned():  # noqa: ASYNC110  a thread that waits for a thread would be one more to end
             await asyncio.sleep(0.001)
-        if self._file is None:
-            create_private(self.database.path)
-            file = FileIdentity(self.database.path)
-        else:
-            file = self._file
-            file.check()  # reopened after a fork: it must not become another file unnoticed
+        file: FileIdentity
+
+        def before() -> None:
+            nonlocal file
+            if self._file is None:
+                create_private(self.database.path)
+                file = FileIdentity(self.database.path)
+            else:
+                file = self._file
+                file.check()  # reopened after a fork: it must not become another file unnoticed
 
         def prepare(connection: Connection) -> None:
             if not file.is_at_its_path():
@@ -200,7 +203,7 @@ class Pool(LoopPool):
             finally:
                 file.remember_wal()
 
-        connection = await self._open(prepare)
+        connection = await self._open(prepare, before)
         self._file = file
         return connection
 
@@ -212,16 +215,20 @@ class Pool(LoopPool):
         self._file.check()  # where there is no file, SQLite would make one
         return await self._open(prepare_reader)
 
-    async def _open(self, prepare: Callable[[Connection], None]) -> Connection:
+    async def _open(
+        self, prepare: Callable[[Connection], None], before: Callable[[], None] = lambda: None
+    ) -> Connection:
         while True:
             try:
-                return await Connection.open(self.database.path, self.database.busy_timeout_s, prepare)
+                return await Connection.open(self.database.path, self.database.busy_timeout_s, prepare, before)
             except ConnectionLost:
                 pass  # a fork came between connecting and preparing
 
     def _awaits_abandoned(self) -> bool:
-        path = self.database.path
-        return any(thread.is_alive() for thread, theirs in list(_abandoned.items()) if theirs == path)
+        for thread in list(_abandoned):  # at once, as other threads add theirs
+            if not thread.is_alive() and thread.ident is not None:
+                _abandoned.pop(thread, None)
+        return self.database.path in list(_abandoned.values())
 
     # Running, in a connection's thread
 
@@ -243,7 +250,7 @@ class Pool(LoopPool):
 
 
 _pools: Pools[Pool] = Pools()
-_abandoned: WeakKeyDictionary[threading.Thread, str] = WeakKeyDictionary()
+_abandoned: dict[threading.Thread, str] = {}
 """Which threads close the connections that a closed event loop left, and to which path."""
 
 

@@ -43,6 +43,8 @@ class Transaction:
         self._raw = connection.raw
 
     def __enter__(self) -> None:
+        if self._raw.in_transaction:  # what failed before could not even be rolled back
+            self._raw.execute("ROLLBACK")
         if not self._connection.has_unreported():
             self._raw.execute("BEGIN IMMEDIATE")
             return
@@ -100,6 +102,7 @@ def run_writes(connection: Connection, origin: Origin, batch: Batch[Write], conf
 
 def run_reads(connection: Connection, origin: Origin, batch: Batch[Read]) -> None:
     """Carry out a batch of reads; each is one statement, so it sees one state of the database."""
+    connection.report()  # in memory, writes run on the same connection
     for job in batch.jobs:
         try:
             job.result = job.work.apply(connection.raw)
@@ -139,7 +142,8 @@ def _write(connection: Connection, writes: Sequence[Write]) -> list[object]:
                 results += [None] * len(appends)
             else:
                 results += [write.apply(raw, now) for write in run]
-    if connection.checkpoints is not None:
-        appended = (row for write in writes if isinstance(write, Append) for row in write.rows)
-        connection.checkpoints.wrote(len({write.session_id for write in writes}), sum(map(len, appended)))
+        # Before the commit: nothing may be raised after it, or the writes would be tried again.
+        if connection.checkpoints is not None:
+            appended = (row for write in writes if isinstance(write, Append) for row in write.rows)
+            connection.checkpoints.wrote(len({write.session_id for write in writes}), sum(map(len, appended)))
     return results

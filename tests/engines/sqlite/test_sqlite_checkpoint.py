@@ -25,6 +25,8 @@ LARGE: Item = {"role": "user", "content": "x" * 50_000}
 LIMIT_BYTES = 2 * 1024 * 1024
 RETRY_BYTES = LIMIT_BYTES // 4
 MAX_RETRY_BYTES = 4 * LIMIT_BYTES
+APPEND_BYTES = 100_000
+"""More than an append of LARGE writes. The one that makes a checkpoint due is acknowledged before that begins."""
 
 
 @pytest.fixture(autouse=True)
@@ -90,7 +92,7 @@ async def test_the_wal_stays_short_where_somebody_reads_at_every_moment(
             assert child.read_line() == "begun"
             for _ in range(200):  # 10 MB
                 await session.add_items([LARGE])
-                assert wal_bytes(real) < LIMIT_BYTES + RETRY_BYTES
+                assert wal_bytes(real) < LIMIT_BYTES + RETRY_BYTES + APPEND_BYTES
             child.write_line()
             assert child.finish()[0] == 0
 
@@ -110,7 +112,7 @@ async def test_it_stays_short_under_reads_of_its_own_process_that_never_pause(pa
             session = store.session(f"written_{number}")
             for place in range(50):
                 await session.add_items([{"text": "x" * 500}] * 4)
-                assert wal_bytes(path) < LIMIT_BYTES + RETRY_BYTES
+                assert wal_bytes(path) < LIMIT_BYTES + RETRY_BYTES + APPEND_BYTES
                 if place % 25 == 24:
                     await session.clear_session()
 
