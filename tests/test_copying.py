@@ -547,7 +547,9 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.parametrize("stops", [True, False], ids=["stopped half way", "at work"])
+@pytest.mark.parametrize(
+    "stops", [True, pytest.param(False, marks=pytest.mark.exhaustive)], ids=["stopped half way", "at work"]
+)
 async def test_a_killed_copy_leaves_beginnings_and_the_next_run_completes_it(
     urls: tuple[str, str], stops: bool
 ) -> None:

@@ -92,7 +92,7 @@ asyncio.run(main())
         pytest.param(AsyncSQLiteSession, None, "stream", ["reject", "reject"], marks=exhaustive),
         pytest.param(AsyncSQLiteSession, None, "run", ["reject", "approve"], marks=exhaustive),
         (AsyncSQLiteSession, 2, "stream", ["approve", "reject"]),
-        pytest.param(SQLiteSession, None, "run", ["approve", "reject"], marks=takes_sync_sessions),
+        pytest.param(SQLiteSession, None, "run", ["approve", "reject"], marks=[takes_sync_sessions, exhaustive]),
         pytest.param(SQLiteSession, 2, "stream", ["reject", "approve"], marks=[takes_sync_sessions, exhaustive]),
     ],
 )

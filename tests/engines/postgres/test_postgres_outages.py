@@ -159,12 +159,12 @@ def silence(server: PostgresServer, proxy: TcpProxy, way: str) -> Iterator[None]
 async def test_where_nobody_answers_any_more_each_call_ends_in_time_and_a_write_says_that_it_is_in_doubt(
     postgres: PostgresServer, proxy: TcpProxy, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    monkeypatch.setattr("agentmem.engines.postgres.retry.ANSWER_TIMEOUT_S", 0.1)
     async with AsyncSessionStore(postgres.url_at(proxy.port), busy_timeout_s=0.2) as store:
         session = store.session("user_123")
         await session.add_items(numbered(0, 1, 2))
         await session.get_items()
-        with silence(postgres, proxy, way):
+        with silence(postgres, proxy, way), monkeypatch.context() as impatient:
+            impatient.setattr("agentmem.engines.postgres.retry.ANSWER_TIMEOUT_S", 0.1)
             with pytest.raises(StorageError, match="look before you write it again"):
                 await session.add_items(numbered(3))
             for name in ("append", "read"):  # on connections that are still to be made

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,19 +47,22 @@ if os.geteuid() == 0 and "unprivileged" not in sys.argv:  # root may do anything
 from agentmem import AsyncSQLiteSession
 from agentmem.errors import StorageError
 
-async def main():
-    session = AsyncSQLiteSession(sys.argv[1], session_id="user_123")
+async def use(path):
+    session = AsyncSQLiteSession(path, session_id="user_123")
     item = {"number": 1}
     for call in (session.get_items, lambda: session.add_items([item]), session.pop_item, session.get_items):
         try:
-            print(json.dumps(await call()))
+            print(json.dumps(await call()), flush=True)
         except StorageError as error:
-            assert sys.argv[1] in str(error)
-            print(type(error).__name__, error)
+            assert path in str(error)
+            print(type(error).__name__, error, flush=True)
     await session.close()
+    print("closed", flush=True)
 
-asyncio.run(main())
+for line in sys.stdin:
+    asyncio.run(use(line.rstrip("\\n")))
 """
+"""Uses one file after the other, as a line each names them."""
 
 
 class Case(NamedTuple):
@@ -150,27 +153,35 @@ def crashed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path.parent
 
 
+@pytest.fixture(scope="module")
+def user() -> Iterator[Child]:
+    """A process that has to keep to the permissions."""
+    need_setpriv_under_root()
+    with Child(_USE) as child:
+        yield child
+        assert child.finish() == (0, "", "")
+
+
 @pytest.mark.parametrize("name", AFTER_A_CLEAN_END)
 def test_after_a_clean_end_what_may_not_be_used_is_an_error_that_says_what_to_do(
-    tmp_path: Path, ended: Path, name: str
+    tmp_path: Path, ended: Path, user: Child, name: str
 ) -> None:
-    check(tmp_path, AFTER_A_CLEAN_END[name], ended)
+    check(tmp_path, AFTER_A_CLEAN_END[name], ended, user)
 
 
 @pytest.mark.parametrize("name", AFTER_A_CRASH)
 def test_after_a_crash_what_is_in_the_wal_is_read_where_that_may_be_and_never_lost(
-    tmp_path: Path, crashed: Path, name: str
+    tmp_path: Path, crashed: Path, user: Child, name: str
 ) -> None:
-    check(tmp_path, AFTER_A_CRASH[name], crashed)
+    check(tmp_path, AFTER_A_CRASH[name], crashed, user)
 
 
-def check(tmp_path: Path, case: Case, folder: Path) -> None:
+def check(tmp_path: Path, case: Case, folder: Path, user: Child) -> None:
     path = Path(shutil.copytree(folder, tmp_path / "folder")) / NAME
-    need_setpriv_under_root()
     try:
         case.change(path)
-        with Child(_USE, path) as child:
-            code, output, errors = child.finish()
+        user.write_line(str(path))
+        first, added, popped, last, closed = (user.read_line() for _ in range(5))
     finally:
         path.parent.chmod(0o700)
         for file in path.parent.iterdir():
@@ -178,8 +189,7 @@ def check(tmp_path: Path, case: Case, folder: Path) -> None:
                 file.rmdir()
             else:
                 file.chmod(0o600)
-    assert (code, errors) == (0, "")
-    first, added, popped, last = output.splitlines()
+    assert closed == "closed"
     for read in (first, last):
         _as_expected(read, json.dumps([ONE]), case.reads, case.advice)
     _as_expected(added, "null", case.writes, case.advice)
