@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import gc
 import os
-import queue
 import sqlite3
 import struct
 import threading
@@ -19,6 +18,7 @@ import anyio
 import pytest
 from database import connections, stored
 from exhaustive import cases
+from loops import loop_in_a_thread
 from processes import (
     Child,
     files,
@@ -325,7 +325,7 @@ def test_two_event_loops_in_two_threads_share_a_handle(path: Path) -> None:
 def test_a_handle_that_is_closed_on_one_event_loop_closes_on_the_others_too(path: Path) -> None:
     before = holdings()
     session = AsyncSQLiteSession(path, session_id="user_123")
-    with _loop_in_a_thread() as other:
+    with loop_in_a_thread() as other:
         asyncio.run_coroutine_threadsafe(session.add_items([ONE]), other).result()
         asyncio.run(session.close())
         with pytest.raises(SessionClosedError):
@@ -343,24 +343,6 @@ def test_a_handle_that_is_closed_elsewhere_while_its_event_loop_stands_still_is_
     wait_until(lambda: files(path) == {path.name})
     loop.close()
     holds_again(before)
-
-
-@contextlib.contextmanager
-def _loop_in_a_thread() -> Iterator[asyncio.AbstractEventLoop]:
-    async def main() -> None:
-        ended = asyncio.Event()
-        loops.put((asyncio.get_running_loop(), ended))
-        await ended.wait()
-
-    loops: queue.SimpleQueue[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = queue.SimpleQueue()
-    thread = threading.Thread(target=asyncio.run, args=(main(),))
-    thread.start()
-    loop, ended = loops.get()
-    try:
-        yield loop
-    finally:
-        loop.call_soon_threadsafe(ended.set)
-        thread.join()
 
 
 # Group commit
@@ -922,7 +904,7 @@ def test_a_new_handle_sees_the_file_that_replaced_the_old_one_and_nothing_of_the
         await old.close()
 
     if where == "on another loop":
-        with _loop_in_a_thread() as other:
+        with loop_in_a_thread() as other:
             asyncio.run_coroutine_threadsafe(fill(), other).result()
             asyncio.run(use_new())
             asyncio.run_coroutine_threadsafe(refuse_old(), other).result()
