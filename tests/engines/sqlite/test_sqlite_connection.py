@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import sqlite3
 import stat
@@ -14,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import running_threads, started_since, wait_until
+from database import shell, stored
+from processes import run, running_threads, started_since, wait_until
 
 from agentmem.engines.batching import Batch, Job
 from agentmem.engines.sqlite.checkpoint import Checkpoints
@@ -340,6 +342,135 @@ def test_a_connection_whose_event_loop_is_closed_while_it_opens_closes_itself(pa
     loop.close()
     go_on.set()
     wait_until(lambda: open_connections() == [])
+
+
+async def _connect_writer(path: Path) -> Connection:
+    prepare = partial(prepare_writer, name=str(path), busy_timeout_s=0, durability="full", accepts_sdk_file=False)
+    return await Connection.open(str(path), 5.0, prepare)
+
+
+def _write(connection: Connection, sent: Sent) -> None:
+    run_writes(connection, sent, sent.batch, confirm=lambda: None)
+
+
+async def test_writes_whose_bookkeeping_fails_once_they_are_committed_are_not_written_twice(path: Path) -> None:
+    class Broken(Checkpoints):
+        failures = 0
+
+        def wrote(self, sessions: int, size_bytes: int) -> None:
+            if not self.failures:
+                self.failures += 1
+                raise MemoryError
+            super().wrote(sessions, size_bytes)
+
+    connection = await _connect_writer(path)
+    broken = connection.checkpoints = Broken(str(path))
+    for number in range(2):
+        sent = Sent(_write, *(Append(f"user_{at}", [json.dumps({"number": number})]) for at in range(3)))
+        connection.send(sent, sent.batch)
+        await sent.ended.wait()
+        assert [job.error for job in sent.batch.jobs] == [None] * 3
+    await connection.close()
+    assert broken.failures == 1
+    for at in range(3):
+        assert stored(path, f"user_{at}") == [{"number": 0}, {"number": 1}]
+
+
+@pytest.mark.parametrize("nth", [1, 2, 3, 4, 5])
+async def test_a_transaction_that_fails_at_any_step_of_its_beginning_is_not_left_open_for_the_next(
+    path: Path, monkeypatch: pytest.MonkeyPatch, nth: int
+) -> None:
+    both_sent = threading.Event()
+    executed: list[str] = []
+
+    def wait(_: Connection, sent: Sent) -> None:
+        both_sent.wait()
+
+    def write_and_fail(connection: Connection, sent: Sent) -> None:
+        execute = connection.raw.execute
+
+        def fail(sql: str, *args: Any) -> sqlite3.Cursor:
+            cursor = execute(sql, *args)
+            executed.append(sql)
+            if len(executed) == nth:
+                raise MemoryError
+            return cursor
+
+        with monkeypatch.context() as patch:
+            patch.setattr(connection.raw, "execute", fail)
+            _write(connection, sent)
+
+    connection = await _connect_writer(path)
+    # The news of the first batch waits for the second, whose transaction therefore begins with several statements.
+    first, failing, later = Sent(wait), Sent(write_and_fail, Append("user_123", ["{}"])), Sent(_write, LATER)
+    connection.send(first, first.batch)
+    connection.send(failing, failing.batch)
+    both_sent.set()
+    await failing.ended.wait()
+    connection.send(later, later.batch)
+    await later.ended.wait()
+    assert [job.error for job in later.batch.jobs] == [None]
+    with shell(path) as other:
+        other.execute("BEGIN IMMEDIATE")  # nobody holds the lock
+        other.execute("COMMIT")
+    await connection.close()
+    assert len(executed) >= nth
+    assert stored(path, "later") == [{"number": 1}]
+
+
+LATER = Append("later", ['{"number":1}'])
+
+
+def test_without_descriptors_opening_is_an_error_that_says_so_and_works_again_when_there_are_some(path: Path) -> None:
+    pytest.importorskip("resource", reason="this system has no limit for descriptors")
+    code, output, errors = run(_WITH_FEW_DESCRIPTORS, path, flags=())
+    assert code == 0, errors  # which may name an event loop of asyncio's that got no descriptors, when it is collected
+    outcomes = output.splitlines()
+    assert outcomes[0] == "StorageError that says so"
+    assert set(outcomes) == {"StorageError that says so", "opened"}
+    assert outcomes[-1] == "opened"
+
+
+_WITH_FEW_DESCRIPTORS = """
+import asyncio, errno, os, resource, sys
+from agentmem.engines.sqlite.engine import SQLiteEngine
+from agentmem.errors import StorageError
+
+async def use():
+    engine = SQLiteEngine(sys.argv[1])
+    try:
+        await engine.append("user_123", ["{}"])
+        await engine.rows("user_123", 0, 9)
+        return "opened"
+    except StorageError as error:
+        says_so = "too many open files" in str(error).lower() or "descriptor" in str(error)
+        return "StorageError that says so" if says_so else repr(error)
+    finally:
+        await engine.close()
+
+async def main():
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    outcomes = []
+    await use()
+    for free in (*range(20), 64):
+        taken = []
+        try:
+            while True:
+                taken.append(os.open(os.devnull, os.O_RDONLY))
+        except OSError as error:
+            assert error.errno == errno.EMFILE
+        for _ in range(min(free, len(taken))):
+            os.close(taken.pop())
+        try:
+            outcomes.append(await use())
+        except BaseException as error:
+            outcomes.append(repr(error))
+        for descriptor in taken:
+            os.close(descriptor)
+    print(*outcomes, sep="\\n")
+
+asyncio.run(main())
+"""
 
 
 @pytest.mark.skipif(os.name != "posix", reason="file modes are POSIX's")

@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import inspect
 import os
 import sqlite3
 import struct
+import sys
 import threading
 import tracemalloc
+import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any, NamedTuple
 
 import anyio
@@ -35,7 +39,7 @@ from stepping import AsyncioCycleLoop, CycleLoop, cycle_loops, on_every_loop
 
 from agentmem import AsyncSession, AsyncSessionStore, AsyncSQLiteSession
 from agentmem.engines.sqlite.connection import Connection
-from agentmem.engines.sqlite.pool import READERS, SECOND_BATCH_AT
+from agentmem.engines.sqlite.pool import READERS, SECOND_BATCH_AT, Database, Pool
 from agentmem.errors import SessionClosedError, StorageBusyError, StorageCorruptError, StorageError
 from agentmem.items import Item
 
@@ -291,6 +295,44 @@ def test_handles_that_are_dropped_unclosed_with_their_loops_leave_one_pool_at_mo
     holds_again(with_one)
     assert len(stored(path)) == 11
     asyncio.run(_add_and_get(path))
+
+
+async def test_pools_that_other_threads_abandon_at_any_step_of_opening_another_one_do_not_disturb_it(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+    monkeypatch.setattr("agentmem.engines.sqlite.pool.stop_all", lambda connections: go_on.wait())  # long under way
+    closed = asyncio.new_event_loop()
+    closed.close()
+    other = str(path.with_name("other.db"))
+    left = Pool(Database(other, other, "other", busy_timeout_s=5.0, durability="full"), closed)
+    steps = 0
+
+    def abandon_one() -> None:
+        thread = threading.Thread(target=left.abandon)
+        thread.start()
+        thread.join()
+
+    def at_each_step(frame: FrameType, event: str, argument: object) -> Any:
+        nonlocal steps
+        if frame.f_code.co_filename in (inspect.getfile(Pool), weakref.__file__):
+            steps += 1
+            abandon_one()
+            return at_each_step
+        return None
+
+    abandon_one()
+    session = AsyncSQLiteSession(path, session_id="user_123")
+    tracing = sys.gettrace()
+    sys.settrace(at_each_step)
+    try:
+        await session.add_items([ONE])
+    finally:
+        sys.settrace(tracing)
+        go_on.set()
+        await session.close()
+    assert steps
+    assert stored(path) == [ONE]
 
 
 def test_two_event_loops_in_two_threads_share_a_handle(path: Path) -> None:
