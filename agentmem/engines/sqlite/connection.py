@@ -224,8 +224,10 @@ class Connection:
             finally:
                 _open.discard(self)  # only now: a fork waits for those that are being closed too
             if self._leaves_wal and self.file is not None:
+                _leaving_wal.add(self)  # until it is gone
                 self.file.remove_stale_wal(is_copied=self._is_wal_copied)
                 self._leaves_wal = False
+                _leaving_wal.discard(self)
 
     def _copy_wal(self) -> bool:
         """Copy the whole WAL into the database; False where that cannot be done."""
@@ -401,6 +403,9 @@ _has_program_ended = False
 _open: set[Connection] = set()
 """Those to a file that SQLite has open, which must be closed before a fork, and those in memory."""
 
+_leaving_wal: set[Connection] = set()
+"""Closed ones whose file was moved, and whose WAL is still at the path where the file was."""
+
 _connections: WeakSet[Connection] = WeakSet()
 _inherited: list[Connection] = []
 """Connections of the parent's: kept, because the threads that would close them do not exist in the child."""
@@ -433,8 +438,11 @@ def _close_moved(path: str) -> None:
     """Close the connections to a file that was at this path: SQLite must not have two files open under one path.
 
     Both would use the same -wal and -shm. No lease sees those of a pool that is just opening or closing.
+
+    Raises:
+        StorageError: the WAL of such a file is still at the path; see :meth:`Connection.disconnect`.
     """
-    for connection in list(_open):
+    for connection in [*_open, *_leaving_wal]:
         file = connection.file
         if connection._path == path and file is not None and not file.is_at_its_path():
             connection.disconnect()
@@ -468,6 +476,8 @@ def _start_anew_in_child() -> None:
     opening_lock.release()  # by the thread that forked, which took it
     _has_program_ended = False
     _inherited.extend(_connections)
+    for connection in _leaving_wal:
+        connection._lock = threading.Lock()  # another thread of the parent's may have held it
     _open.clear()
     _connections.clear()
 

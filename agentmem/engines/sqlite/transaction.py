@@ -43,8 +43,26 @@ class Transaction:
         self._raw = connection.raw
 
     def __enter__(self) -> None:
-        if self._raw.in_transaction:  # what failed before could not even be rolled back
+        try:
+            self._begin()
+        except BaseException:
+            self._roll_back()
+            raise
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        try:
+            if kind is None:
+                self._connection.report()
+                self._raw.execute("COMMIT")
+        finally:
+            self._roll_back()  # not after a commit, nor where SQLite has rolled back by itself
+
+    def _roll_back(self) -> None:
+        if self._raw.in_transaction:
             self._raw.execute("ROLLBACK")
+
+    def _begin(self) -> None:
+        self._roll_back()  # what could not be rolled back before
         if not self._connection.has_unreported():
             self._raw.execute("BEGIN IMMEDIATE")
             return
@@ -60,15 +78,6 @@ class Transaction:
             self._raw.execute(f"PRAGMA busy_timeout = {timeout_ms}")
         if not self._raw.in_transaction:
             self._raw.execute("BEGIN IMMEDIATE")
-
-    def __exit__(self, kind: object, error: object, traceback: object) -> None:
-        try:
-            if kind is None:
-                self._connection.report()
-                self._raw.execute("COMMIT")
-        finally:
-            if self._raw.in_transaction:  # not after a commit, nor where SQLite has rolled back by itself
-                self._raw.execute("ROLLBACK")
 
 
 def run_writes(connection: Connection, origin: Origin, batch: Batch[Write], confirm: Callable[[], None]) -> None:

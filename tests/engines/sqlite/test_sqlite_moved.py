@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -211,6 +212,9 @@ async def test_a_file_that_is_moved_while_somebody_reads_has_all_that_was_acknow
         missing = told != []
         if missing:
             assert all(isinstance(error, StorageError) and str(wal_of(path)) in str(error) for error in told)
+            for _ in range(2):  # whoever opens the path next must neither remove the WAL nor use it
+                with pytest.raises(StorageError, match=re.escape(str(wal_of(path)))):
+                    await new.append("new", [ROW])
             wal_of(path).rename(wal_of(moved))
     assert stored(moved) == [ITEM] * 610
     await new.append("new", [ROW])
@@ -261,8 +265,9 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.parametrize("closes", [False, True], ids=["while the old session is open", "after it was closed"])
 async def test_a_stale_wal_that_cannot_be_removed_is_an_error_for_every_later_session_and_gets_into_no_other_file(
-    path: Path, moved: Path, monkeypatch: pytest.MonkeyPatch
+    path: Path, moved: Path, monkeypatch: pytest.MonkeyPatch, closes: bool
 ) -> None:
     unlink = os.unlink
 
@@ -280,6 +285,9 @@ async def test_a_stale_wal_that_cannot_be_removed_is_an_error_for_every_later_se
     path.with_name("another.db").rename(path)
     with monkeypatch.context() as patch:
         patch.setattr(os, "unlink", refuse)
+        if closes:
+            with pytest.raises(StorageError, match=f"cannot remove {path}-"):
+                await old.close()
         for _ in range(3):
             new = SQLiteEngine(path)
             with pytest.raises(StorageError, match=f"cannot remove {path}-"):
