@@ -206,8 +206,8 @@ QUICK = ("-m", "not exhaustive")
 def run_pytest(session: nox.Session, *options: str, files: Iterable[str] = ("tests",)) -> None:
     """Run tests/, or these files of it, in parallel and from an empty directory; AGENTMEM_REPO tells the tests where
     README.md and examples/ are."""
-    # Other processes and disks are waited for: more tests at a time than there are cores.
-    args = ["--numprocesses=auto", "--dist=worksteal", *options]
+    # Each process starts PostgreSQL servers of its own.
+    args = ["--numprocesses=auto", "--maxprocesses=8", "--dist=worksteal", *options]
     for kind in ("engine", "tool"):
         required = filter(None, os.environ.get(f"AGENTMEM_REQUIRE_{kind.upper()}S", "").split(","))
         args += [f"--require-{kind}={name}" for name in required]
