@@ -15,6 +15,7 @@ from typing import Any, TypeVar, cast
 from ...checking import CheckReport, Progress
 from ...errors import StorageError
 from ..base import Reading
+from ..operations import Append, Clear, Pop
 from ..pooled import PooledEngine
 from ..readings import MAX_INLINE_BYTES, SLICE_BYTES, Joined
 from .check import check
@@ -24,7 +25,7 @@ from .errors import map_error
 from .lane import Work
 from .pool import Pool, leases
 from .reads import Query, ReadNewest
-from .writes import Append, Clear, Pop, Write
+from .writes import Write
 
 T = TypeVar("T")
 

@@ -15,12 +15,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import cast
 from uuid import UUID, uuid4
 
-from ..base import Reading
+from ..operations import Append, Clear, Pop
 from .connection import BoundedConnection
 from .lane import Lane
 from .reads import Feeder
@@ -33,29 +32,6 @@ without the others."""
 IDLE_IN_TRANSACTION_TIMEOUT_S = 5.0
 """How long the server waits for the next statement of a transaction that holds a session, in seconds, before it ends
 the connection: else a process that was stopped in a pop would hold the session for as long as it is stopped."""
-
-
-@dataclass(frozen=True, slots=True)
-class Append:
-    """Add rows to a session."""
-
-    session_id: str
-    rows: Sequence[str]
-
-
-@dataclass(frozen=True, slots=True)
-class Pop:
-    """Read a session's newest rows and remove them."""
-
-    session_id: str
-    reading: Reading[Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Clear:
-    """Remove a session."""
-
-    session_id: str
 
 
 Write = Append | Pop | Clear

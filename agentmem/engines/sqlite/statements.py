@@ -15,6 +15,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
+from .. import operations
 from ..base import Reading
 from ..readings import MAX_INLINE_BYTES, SLICE_BYTES, Joined, feed
 from .schema import POSITION_BITS
@@ -133,28 +134,21 @@ class Read(Protocol):
         """Do the read, and return the result of the engine's method."""
 
 
-@dataclass(frozen=True, slots=True)
-class Append:
-    """Append rows to a session; the first append creates it."""
+class Append(operations.Append):
+    """An append, and how SQLite does it."""
 
+    __slots__ = ()
     is_alone: ClassVar[bool] = False
-    session_id: str
-    rows: Sequence[str]
 
     def apply(self, raw: sqlite3.Connection, now: float) -> None:
         append_all(raw, [self], now)
 
 
-@dataclass(frozen=True, slots=True)
-class Pop:
-    """Feed a session's rows to a reading, and remove the rows from the oldest one that it took.
+class Pop(operations.Pop):
+    """A pop, and how SQLite does it."""
 
-    It needs its own transaction, because a reading that was fed cannot be fed again after a rollback.
-    """
-
+    __slots__ = ()
     is_alone: ClassVar[bool] = True
-    session_id: str
-    reading: Reading[Any]
 
     def apply(self, raw: sqlite3.Connection, now: float) -> object:
         _feed_newest_first(raw, self.session_id, self.reading)
@@ -166,12 +160,11 @@ class Pop:
         return self.reading.result()
 
 
-@dataclass(frozen=True, slots=True)
-class Clear:
-    """Remove a session and its items."""
+class Clear(operations.Clear):
+    """A clear, and how SQLite does it."""
 
+    __slots__ = ()
     is_alone: ClassVar[bool] = False
-    session_id: str
 
     def apply(self, raw: sqlite3.Connection, now: float) -> None:
         key = _session_key(raw, self.session_id)
