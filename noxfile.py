@@ -126,7 +126,7 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Pytest on the built wheel, on the newest Python here. Arguments after -- go to pytest, paths as seen from the
     repository."""
-    install_wheel(session, *group("test"), *group("agents-test"))
+    install_wheel(session, *group("test"))
     run_pytest(session, *QUICK)
     others = [f"Python {version}" for version in PRESENT if version != NEWEST]
     session.log(f"Left out: {', '.join([*others, 'exhaustive tests'])}. Run: nox -s tests_python tests_exhaustive")
@@ -136,7 +136,7 @@ def tests(session: nox.Session) -> None:
 def tests_exhaustive(session: nox.Session) -> None:
     """What takes minutes, root's rights or a server of its own; and property tests with many more random cases."""
     # Type checkers take half a minute to read the SDK.
-    install_wheel(session, *group("test"), *group("agents-test"), *group("typing-test"))
+    install_wheel(session, *group("test"), *group("typing-test"))
     run_pytest(session, "-m", "exhaustive or hypothesis", "--hypothesis-profile=exhaustive")
 
 
@@ -162,7 +162,7 @@ def lowest(session: nox.Session) -> None:
 def agents_oldest(session: nox.Session) -> None:
     """The tests of the agents extra, with the oldest Agents SDK that pyproject.toml allows."""
     (oldest,) = (bound for bound in lower_bounds("agents") if bound.startswith("openai-agents=="))
-    install_wheel(session, *group("test"), *group("agents-test"), *group("typing-test"), oldest)
+    install_wheel(session, *group("test"), *group("typing-test"), oldest)
     run_pytest(session, files=["tests/integrations/test_agents_sdk*.py", "tests/project/test_typing.py"])
 
 
