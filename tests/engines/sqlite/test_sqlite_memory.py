@@ -68,8 +68,7 @@ async def test_a_session_in_memory_that_is_closed_while_it_opens_leaves_no_threa
     before = running_threads()
     engine = SQLiteEngine(":memory:")
     under_way = asyncio.ensure_future(engine.open() if call == "open" else engine.check())
-    while not opening.begun.acquire(blocking=False):  # no thread of the test's own waits for it
-        await asyncio.sleep(0)
+    await asyncio.to_thread(opening.begun.acquire)
     closing = asyncio.ensure_future(engine.close())
     await some_cycles()
     opening.go_on.set()
