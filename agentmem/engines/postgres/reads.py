@@ -18,6 +18,7 @@ import asyncpg
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 
+from ...cancellation import despite_cancellation
 from ..base import Reading
 from ..readings import SLICE_BYTES, Joined, feed
 from .connection import BoundedConnection
@@ -74,8 +75,10 @@ class Feeder:
         self._threads = CapacityLimiter(max_threads)
 
     async def in_thread(self, function: Callable[[], T]) -> T:
-        """Run what decodes rows off the event loop."""
-        return await run_sync(function, limiter=self._threads)
+        """Run what decodes rows off the event loop. Where the caller is cancelled, it is waited for all the same."""
+        # Else the thread could report to an event loop that was closed meanwhile: anyio shields its wait from its own
+        # cancellations, not from those of tasks.
+        return await despite_cancellation(run_sync(function, limiter=self._threads))
 
     async def feed(self, connection: BoundedConnection, session_id: str, reading: Reading[Any]) -> None:
         """Feed a session's rows to `reading` from the newest on, inside the caller's transaction.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import anyio
 import pytest
 from exhaustive import cases
+from held import HeldReading
 from in_postgres import all_stored, connections, left_open, locked, wait_for_waiters
 from postgres_server import PostgresServer
 from processes import holdings, holds_again
@@ -16,6 +18,7 @@ from stepping import LOOPS, TASK_FACTORIES, CycleLoop, cycle_loops
 from waiting import wait_until
 
 from agentmem import AsyncSessionStore
+from agentmem.engines import open_engine
 from agentmem.items import Item
 
 ONE, TWO, THREE = ({"number": number} for number in (1, 2, 3))
@@ -164,3 +167,32 @@ async def test_a_cancelled_write_that_waits_for_a_lock_finishes_and_its_cancella
         assert scope.cancelled_caught == (way == "anyio")
         assert await session.get_items() == [ONE, TWO]
     assert not left_open(postgres)
+
+
+class HeldJoined(HeldReading):
+    """The same for rows that come as one text."""
+
+    def feed_joined(self, joined: bytes, count: int, oldest: int) -> bool:
+        self.feed([], at_start=True)
+        return True
+
+
+@pytest.mark.anyio
+async def test_a_read_that_is_cancelled_while_a_thread_decodes_its_rows_waits_for_the_thread(
+    postgres: PostgresServer,
+) -> None:
+    # Else the thread would tell its result to an event loop that may be closed by then.
+    engine = open_engine(postgres.url)
+    await engine.append("user_123", ["{}"])
+    begun = threading.Event()
+    reading = HeldJoined(begun.set)
+    call = asyncio.ensure_future(engine.read("user_123", reading))
+    await asyncio.to_thread(begun.wait)
+    call.cancel()
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not call.done()
+    reading.go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    await engine.close()
