@@ -340,8 +340,10 @@ def test_a_connection_whose_event_loop_is_closed_while_it_opens_closes_itself(pa
     opening.cancel()
     loop.run_until_complete(asyncio.gather(opening, return_exceptions=True))
     loop.close()
+    assert len(open_connections()) == 1
     go_on.set()
     wait_until(lambda: open_connections() == [])
+    assert opening.cancelled()
 
 
 async def _connect_writer(path: Path) -> Connection:
