@@ -6,9 +6,8 @@ import pytest
 from altered_asyncpg import alter_asyncpg
 from exhaustive import cases
 from postgres_database import PostgresDatabase
-from processes import SUPPORT, Child, needs_fork
-from test_postgres_forks import FORKING, FORKS, FORKS_BEGIN
-from waiting import wait_until
+from processes import Child, needs_fork
+from test_postgres_forks import FORKS, FORKS_BEGIN, check_own_connections
 
 pytest.importorskip("asyncpg", reason="asyncpg is not installed")
 
@@ -51,19 +50,7 @@ def test_an_engine_keeps_all_its_promises(database: PostgresDatabase, altered: s
 def test_after_a_fork_the_child_has_connections_of_its_own_and_the_parent_keeps_its_own(
     database: PostgresDatabase, altered: str, name: str
 ) -> None:
-    with Child(altered + FORKS_BEGIN + FORKS[name], database.url, SUPPORT, flags=FORKING) as parent:
-        assert parent.read_line() == "ready"
-        before = database.connections()
-        assert before
-        parent.write_line()
-        assert parent.read_line() == "ready"
-        wait_until(lambda: len(database.connections()) <= 2)  # those of the children are gone, or about to be noticed
-        assert before <= database.connections()
-        parent.write_line()
-        assert parent.finish() == (0, "", "")
-    items = database.stored()
-    assert items == [{"number": number} for number in range(len(items))]
-    assert len(items) >= 2
+    check_own_connections(database, altered + FORKS_BEGIN + FORKS[name])
 
 
 ONE_LOOP_AFTER_THE_OTHER = """

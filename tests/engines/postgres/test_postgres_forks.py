@@ -96,6 +96,23 @@ if child := os.fork():
 }
 
 
+def check_own_connections(database: PostgresDatabase, script: str, flags: Sequence[str] = FORKING) -> None:
+    """Run a parent that forks children: each child opens connections of its own, and the parent keeps its own."""
+    with Child(script, database.url, SUPPORT, flags=flags) as parent:
+        assert parent.read_line() == "ready"
+        before = database.connections()
+        assert before
+        parent.write_line()
+        assert parent.read_line() == "ready"
+        wait_until(lambda: len(database.connections()) <= 2)  # those of the children are gone, or about to be noticed
+        assert before <= database.connections()
+        parent.write_line()
+        assert parent.finish() == (0, "", "")
+    items = database.stored()
+    assert items == [{"number": number} for number in range(len(items))]
+    assert len(items) >= 2
+
+
 @needs_fork
 @pytest.mark.parametrize(
     ("name", "flags"),
@@ -111,19 +128,7 @@ if child := os.fork():
 def test_after_a_fork_the_child_has_connections_of_its_own_and_the_parent_goes_on_with_those_that_it_had(
     database: PostgresDatabase, name: str, flags: Sequence[str]
 ) -> None:
-    with Child(FORKS_BEGIN + FORKS[name], database.url, SUPPORT, flags=(*flags, *FORKING)) as parent:
-        assert parent.read_line() == "ready"
-        before = database.connections()
-        assert before
-        parent.write_line()
-        assert parent.read_line() == "ready"
-        wait_until(lambda: len(database.connections()) <= 2)  # those of the children are gone, or about to be noticed
-        assert before <= database.connections()
-        parent.write_line()
-        assert parent.finish() == (0, "", "")
-    items = database.stored()
-    assert items == [{"number": number} for number in range(len(items))]
-    assert len(items) >= 2
+    check_own_connections(database, FORKS_BEGIN + FORKS[name], (*flags, *FORKING))
 
 
 KILLED = """
