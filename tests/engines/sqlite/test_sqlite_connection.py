@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from database import shell, stored
-from processes import run, running_threads, started_since, wait_until
+from processes import run, run_quietly, running_threads, started_since, wait_until
 
 from agentmem.engines.batching import Batch, Job
 from agentmem.engines.sqlite.checkpoint import Checkpoints
@@ -473,6 +473,34 @@ async def main():
 
 asyncio.run(main())
 """
+
+
+OPEN_MANY = """
+import asyncio, sys, threading
+from agentmem import AsyncSQLiteSession
+
+folder, loops_thread, on_the_loop, elsewhere = sys.argv[1], threading.get_ident(), [], []
+
+def note(event, arguments):
+    if event != "os.listdir" and any(isinstance(value, str) and folder in value for value in arguments):
+        (on_the_loop if threading.get_ident() == loops_thread else elsewhere).append(event)
+
+async def add(number):
+    async with AsyncSQLiteSession(f"{folder}/{number}.db", session_id="user_123") as session:
+        await session.add_items([{"number": number}])
+        return await session.get_items()
+
+async def main():
+    await asyncio.gather(*map(add, range(3)))
+    print(sorted(set(on_the_loop)), sorted(set(elsewhere)))
+
+sys.addaudithook(note)
+asyncio.run(main())
+"""
+
+
+def test_files_are_created_and_opened_in_threads_of_their_own_and_never_on_the_event_loop(tmp_path: Path) -> None:
+    assert run_quietly(OPEN_MANY, tmp_path) == "[] ['open', 'sqlite3.connect']\n"
 
 
 @pytest.mark.skipif(os.name != "posix", reason="file modes are POSIX's")
