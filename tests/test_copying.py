@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import pytest
+from exhaustive import exhaustive
 from processes import Child
 
 from agentmem import AsyncSessionStore, SessionStore
@@ -322,7 +323,7 @@ async def replace_the_last(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("change", [pop, clear, begin_anew, replace_the_last])
-@pytest.mark.parametrize("length", [3, LONG])
+@pytest.mark.parametrize("length", [pytest.param(3, marks=exhaustive), LONG])
 async def test_a_session_that_changes_in_the_source_meanwhile_is_named_or_copied_as_it_is_then(
     urls: tuple[str, str], length: int, change: Callable[[Engine], Awaitable[None]]
 ) -> None:
@@ -354,7 +355,7 @@ async def change_after_each_call(
             assert report.problem_count == 0 or "run the copy again" in str(report.problems[0])
 
 
-@pytest.mark.parametrize("length", [3, LONG])
+@pytest.mark.parametrize("length", [pytest.param(3, marks=exhaustive), LONG])
 async def test_what_is_appended_in_the_source_meanwhile_is_left_to_the_next_run(
     urls: tuple[str, str], length: int
 ) -> None:
@@ -370,7 +371,7 @@ async def test_what_is_appended_in_the_source_meanwhile_is_left_to_the_next_run(
     assert await contents(urls[1]) == await contents(urls[0])
 
 
-@pytest.mark.parametrize("length", [3, LONG])
+@pytest.mark.parametrize("length", [pytest.param(3, marks=exhaustive), LONG])
 async def test_what_somebody_else_writes_to_the_target_meanwhile_is_found(urls: tuple[str, str], length: int) -> None:
     for number in itertools.count():
         source, target, other = (open_by_url(url) for url in (*urls, urls[1]))

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from database import stored
 from endings import ENDINGS, FORK_IMPORTS, imports
+from exhaustive import exhaustive
 from processes import STRICT, SUPPORT, Child, files, needs_fork, run, run_quietly
 
 threads_may_start_late = pytest.mark.skipif(
@@ -347,6 +348,7 @@ def test_after_a_fork_both_processes_go_on_with_connections_of_their_own(path: P
 
 
 @needs_fork
+@exhaustive
 def test_a_fork_at_any_moment_of_a_call_disturbs_neither_process(path: Path) -> None:
     script = """
 from stepping import cycle_loops
@@ -388,6 +390,7 @@ print(forks)
 
 
 @needs_fork
+@exhaustive
 def test_a_fork_while_the_first_call_of_another_thread_starts_the_background_loop_disturbs_neither(path: Path) -> None:
     # What starts it imports modules, and their locks would stay locked in the child.
     script = """

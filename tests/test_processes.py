@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from database import stored
+from exhaustive import exhaustive
 from killing import PROGRAM, check, program_arguments
 from processes import STRICT, SUPPORT, Child, files, needs_fork, needs_sigstop, run, run_quietly
 
@@ -32,8 +33,14 @@ FORKING = (*STRICT, "-W", "ignore:This process:DeprecationWarning")
 
 
 @needs_fork
-@pytest.mark.parametrize("kills", [8, pytest.param(30, marks=pytest.mark.exhaustive)])
-@pytest.mark.parametrize("used", [False, True], ids=["forked before first use", "forked after first use"])
+@pytest.mark.parametrize("kills", [8, pytest.param(30, marks=exhaustive)])
+@pytest.mark.parametrize(
+    "used",
+    [
+        pytest.param(False, id="forked before first use", marks=exhaustive),
+        pytest.param(True, id="forked after first use"),
+    ],
+)
 def test_eight_processes_of_which_some_are_killed_at_any_moment_lose_and_tear_nothing_and_the_others_see_no_error(
     path: Path, used: bool, kills: int
 ) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from exhaustive import cases, exhaustive
 from sdk import agent, agents, call, message, reasoning, run, sent, stored, takes_sync_sessions
 
 from agentmem import AsyncSQLiteSession, SessionSettings, SQLiteSession
@@ -17,6 +18,7 @@ from agentmem import AsyncSQLiteSession, SessionSettings, SQLiteSession
 pytestmark = pytest.mark.anyio
 
 LIMITS = range(1, 13)
+SOME_LIMITS = cases(LIMITS, quick=lambda limit: limit in (1, 5, 9))
 
 STORED = [
     *("user: Compare", "reasoning rs_1", "call a", "call b", "output a: sunny", "output b: sunny"),
@@ -61,7 +63,7 @@ CAPS = {
 }
 
 
-@pytest.mark.parametrize("cap", LIMITS)
+@pytest.mark.parametrize("cap", SOME_LIMITS)
 @pytest.mark.parametrize("make", CAPS.values(), ids=CAPS)
 async def test_no_cap_lets_half_an_exchange_reach_the_model(
     tmp_path: Path, make: Callable[[int], SessionSettings], cap: int
@@ -75,7 +77,7 @@ async def test_no_cap_lets_half_an_exchange_reach_the_model(
 
 
 @takes_sync_sessions
-@pytest.mark.parametrize("limit", LIMITS)
+@pytest.mark.parametrize("limit", SOME_LIMITS)
 async def test_nor_does_a_limit_of_a_sync_session(tmp_path: Path, limit: int) -> None:
     with SQLiteSession(tmp_path / "sdk.db", session_id="user_123", settings=SessionSettings(limit=limit)) as session:
         assert max(await converse(session)) <= limit
@@ -86,6 +88,7 @@ HALVES = {"0.24.0": [1, 5, 6, 9, 10]}
 """The limits with which the SDK's own sessions send half an exchange; examples/README.md has them in a table."""
 
 
+@exhaustive
 @pytest.mark.parametrize("kind", ["SQLiteSession", "AsyncSQLiteSession"])
 async def test_some_limits_of_the_sdk_s_own_sessions_let_it_happen(tmp_path: Path, kind: str) -> None:
     """The page says so; where this fails, the SDK has learned it, and the page is to be changed."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from exhaustive import exhaustive
 from postgres_server import PostgresServer
 from repository import REPO
 
@@ -61,6 +62,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@exhaustive
 def test_every_workload_gives_every_metric_on_agentmem_and_on_sqlite3(folder: Path) -> None:
     report = Report.from_json(json.loads((folder / "b.json").read_text(encoding="utf-8")))
     assert set(report.outcomes) == set(ON_SQLITE)
@@ -74,6 +76,7 @@ def test_every_workload_gives_every_metric_on_agentmem_and_on_sqlite3(folder: Pa
                 assert set(outcome.metrics) == {metric.name for metric in workload.metrics}
 
 
+@exhaustive
 def test_the_json_names_versions_machine_and_date(folder: Path) -> None:
     data = json.loads((folder / "b.json").read_text(encoding="utf-8"))
     assert {"python", "sqlite", "agentmem", "aiosqlite"} <= set(data["versions"])
@@ -83,6 +86,7 @@ def test_the_json_names_versions_machine_and_date(folder: Path) -> None:
     assert data["date"].endswith("+00:00")
 
 
+@exhaustive
 def test_a_rival_that_is_not_installed_is_a_row_that_says_so(folder: Path) -> None:
     data = json.loads((folder / "b.json").read_text(encoding="utf-8"))
     for workload in data["workloads"].values():
@@ -90,6 +94,7 @@ def test_a_rival_that_is_not_installed_is_a_row_that_says_so(folder: Path) -> No
     assert "not installed: no langgraph here" in " ".join((folder / "stdout").read_text(encoding="utf-8").split())
 
 
+@exhaustive
 def test_the_chart_is_an_svg_with_a_bar_for_each_figure(folder: Path) -> None:
     root = ElementTree.parse(folder / "b.svg").getroot()
     bars = [element for element in root.iter() if element.tag.endswith("}rect")]
@@ -97,6 +102,7 @@ def test_the_chart_is_an_svg_with_a_bar_for_each_figure(folder: Path) -> None:
     assert len(bars) == 2 * sum(workload.in_chart for workload in ON_SQLITE.values())
 
 
+@exhaustive
 def test_the_tables_for_the_page_have_a_row_for_each_workload_and_target(folder: Path) -> None:
     rows = [line for line in (folder / "b.md").read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
     own = [target for target in TARGETS if (target.of or target.figure).system in ("agentmem", "sqlite3")]
@@ -165,6 +171,7 @@ def test_each_target_that_a_kept_run_missed_has_its_reason(name: str) -> None:
     assert [target.text for target in missed if not target.when_missed] == []
 
 
+@exhaustive
 def test_progress_is_shown_on_stderr_and_nothing_else(folder: Path) -> None:
     lines = (folder / "stderr").read_text(encoding="utf-8").splitlines()
     assert [line.partition("/")[0] for line in lines] == [str(number) for number in range(len(lines))]
@@ -262,6 +269,7 @@ def test_where_no_server_answers_the_rows_say_so(tmp_path: Path, monkeypatch: py
     assert "asyncpg alone" in tables(report)
 
 
+@exhaustive
 def test_every_workload_gives_every_metric_on_postgres(postgres: str, tmp_path: Path) -> None:
     installed = [name for name in POSTGRES_SYSTEMS if all(map(present, SYSTEMS[name].modules))]
     report = measured_on_postgres(tmp_path, *installed)

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import anyio
 import pytest
 from database import connections, stored
-from exhaustive import cases
+from exhaustive import cases, exhaustive
 from loops import loop_in_a_thread
 from processes import (
     Child,
@@ -93,6 +93,7 @@ async def test_many_sessions_written_and_read_at_once_keep_apart(path: Path) -> 
         await asyncio.gather(*(talk(store, number) for number in range(500)))
 
 
+@exhaustive
 async def test_10_000_open_handles_use_the_threads_and_descriptors_of_one_and_at_most_4_kb_each(
     path: Path,
 ) -> None:
