@@ -17,7 +17,7 @@ import asyncio
 import sys
 import threading
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, Generic, ParamSpec, TypeVar
 
 import anyio
@@ -27,6 +27,9 @@ from .lifecycle import around_fork, register_own_thread, when_program_ends
 
 INTERRUPT_CHECK_S = 0.2
 """The longest time until an interrupted call notices the interrupt."""
+
+MAX_EXECUTOR_THREADS = 10_000
+"""More than a system starts. Threads are started when they are needed."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -161,6 +164,10 @@ def _run_loop(started: Future[asyncio.AbstractEventLoop]) -> None:
 
 
 async def _run_forever(started: Future[asyncio.AbstractEventLoop]) -> None:
+    # For ``asyncio.to_thread`` in async tools, and for asyncio itself. Its own executor has six threads on two cores:
+    # tools that wait in them for runs would leave none for what these runs need.
+    executor = ThreadPoolExecutor(MAX_EXECUTOR_THREADS, thread_name_prefix="agentmem-executor")
+    asyncio.get_running_loop().set_default_executor(executor)
     async with BlockingPortal() as portal:
         started.set_result(asyncio.get_running_loop())
         await portal.sleep_until_stopped()  # never stopped: the loop may be in use until the process ends

@@ -10,14 +10,17 @@ import json
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from ..errors import ModelError, RunError
+from ..threads import call_in_thread
 from .context import RunContext
 from .model import Model, check_model
 from .responses_api import resolve_model
+from .run_queue import run_queue
 from .schema import inline_root, strict_schema
 from .tools import FunctionTool, check_name, function_spec
 
@@ -33,8 +36,8 @@ class Agent:
     Args:
         name: shown in results, and to models that can hand over to this agent.
         instructions: the system prompt. Or a function that returns it for each model call, given the run's
-            :class:`~agentmem.runner.RunContext`; it may be async, and a plain one is called on the event loop. None or
-            "": no instructions.
+            :class:`~agentmem.runner.RunContext`. An async one runs on the event loop, a plain one in a thread of its
+            own, so it may block. None or "": no instructions.
         model: the name of a model, for OpenAI's Responses API or a compatible server; or a
             :class:`~agentmem.runner.Model`. None: the name in OPENAI_DEFAULT_MODEL, or the default of this version.
         tools: functions decorated with :func:`~agentmem.runner.function_tool`.
@@ -49,7 +52,7 @@ class Agent:
     """
 
     name: str
-    instructions: str | Instructions | None
+    instructions: str | Instructions | None = None
     model: str | Model | None = None
     tools: Sequence[FunctionTool[..., Any]] = ()
     handoffs: Sequence[Agent] = field(default=(), repr=False)
@@ -86,9 +89,11 @@ class Agent:
         """
         if self.instructions is None or isinstance(self.instructions, str):
             return self.instructions
+        call = partial(self.instructions, context)
         try:
-            text = self.instructions(context)
-            text = await text if inspect.isawaitable(text) else text
+            with run_queue.step(f"the instructions function of {self.name!r}"):
+                text = call() if inspect.iscoroutinefunction(self.instructions) else await call_in_thread(call)
+                text = await text if inspect.isawaitable(text) else text
         except Exception as error:
             raise RunError(f"the instructions of {self.name!r} failed: {type(error).__name__}: {error}") from error
         if not isinstance(text, str):

@@ -2,7 +2,7 @@
 
 Rules:
 
-- ``openai`` is imported, and a client is created, in a worker thread, because together they take a second.
+- ``openai`` is imported, and a client is created, in a thread, because together they take a second.
 - A client is used only on its own event loop, because asyncio's transports work on no other. It is closed when the loop
   shuts down.
 """
@@ -14,11 +14,11 @@ import os
 import threading
 import weakref
 from collections.abc import AsyncGenerator
+from functools import partial
 from typing import TYPE_CHECKING
 
-import anyio.to_thread
-
 from ..errors import ModelError
+from ..threads import call_in_thread
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -64,7 +64,7 @@ async def shared_client() -> AsyncOpenAI:
         clients = _clients.setdefault(loop, {})
     if environment not in clients:
         try:
-            client = await anyio.to_thread.run_sync(_create_client, key, base_url or _DEFAULT_BASE_URL)
+            client = await call_in_thread(partial(_create_client, key, base_url or _DEFAULT_BASE_URL))
         except Exception as error:
             raise ModelError(f"no client for {base_url or _DEFAULT_BASE_URL}: {error}") from error
         if environment in clients:
@@ -77,7 +77,7 @@ async def shared_client() -> AsyncOpenAI:
 
 
 def _create_client(key: str, base_url: str) -> AsyncOpenAI:
-    # In a worker thread, because it would block the event loop: the import of openai takes about 0.8 s, that of its
+    # In a thread, because it would block the event loop: the import of openai takes about 0.8 s, that of its
     # Responses API 0.1 s, and the certificates 0.03 s for each client (openai 3.54).
     from openai import AsyncOpenAI
 

@@ -9,6 +9,7 @@ from typing import Any
 from ..items import Item
 from ..replay import SessionSettings
 from .model import Model, check_model
+from .run_queue import STEP_WAIT_S
 
 InputCallback = Callable[[list[Item], list[Item]], "list[Item] | Awaitable[list[Item]]"]
 """A function of the replayed history and the run's new input, each oldest first. It returns what the model is sent."""
@@ -25,20 +26,27 @@ class RunConfig:
         model_settings: further arguments of ``client.responses.create``, such as ``{"temperature": 0}``. They override
             the model's own settings. A model of your own gets them in ``ModelRequest.settings``.
         session_settings: the caps of the replay window of this run, instead of the session's.
-        session_input_callback: a function, sync or async, of the replayed history and the new input. It returns the
-            items that the first model call is sent; incomplete exchanges among them are left out. What is stored does
-            not depend on it: the session gets the new input as it is. In a run that continues an unfinished turn, the
-            new input is the part of that turn that is stored.
+        session_input_callback: a function of the replayed history and the new input. It returns the items that the
+            first model call is sent; incomplete exchanges among them are left out. An async one runs on the event loop,
+            a plain one in a thread of its own, so it may block. What is stored does not depend on it: the session gets
+            the new input as it is. In a run that continues an unfinished turn, the new input is the part of that turn
+            that is stored.
+        session_wait_s: how many seconds this run waits while the run that holds its session is in a tool (or another
+            function of yours) that had begun when this run came. That tool may have started this run in a thread that
+            agentmem knows nothing of, and then each would wait for the other forever. So after that time this run fails
+            with a RunError. A run that waits for anything else, such as a model's answer or runs before it, waits
+            without a limit. None: no limit here either.
 
     Raises:
         TypeError: an argument has the wrong type.
-        ValueError: the model's name is empty.
+        ValueError: the model's name is empty, or ``session_wait_s`` is not above 0.
     """
 
     model: str | Model | None = None
     model_settings: Mapping[str, Any] | None = None
     session_settings: SessionSettings | None = None
     session_input_callback: InputCallback | None = None
+    session_wait_s: float | None = STEP_WAIT_S
 
     def __post_init__(self) -> None:
         check_model(self.model, "RunConfig")
@@ -49,3 +57,11 @@ class RunConfig:
             raise TypeError(f"RunConfig: session_settings is an agentmem.SessionSettings or None, got {window!r}")
         if callback is not None and not callable(callback):
             raise TypeError(f"RunConfig: session_input_callback is a function or None, got {callback!r}")
+        if not (self.session_wait_s is None or _is_duration(self.session_wait_s)):
+            raise ValueError(
+                f"RunConfig: session_wait_s is a number of seconds above 0 or None, got {self.session_wait_s!r}"
+            )
+
+
+def _is_duration(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0

@@ -11,9 +11,10 @@ Rules:
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from ..errors import AgentMemError, MaxTurnsExceeded, ModelError, RunError
@@ -31,6 +32,7 @@ from ..items import (
     message_text,
 )
 from ..replay import is_call, is_output, replay_window, whole_exchanges
+from ..threads import call_in_thread
 from .agent import Agent, handoff_output
 from .config import RunConfig
 from .context import RunContext
@@ -38,6 +40,7 @@ from .history import SessionLike, agent_after, history_before_input, unfinished_
 from .model import Model, ModelRequest, ModelResponse, StreamingModel, Usage
 from .responses_api import resolve_model
 from .result import RunResult
+from .run_queue import run_queue
 from .stream import OnEvent, TextDelta
 from .tool_calls import run_calls
 from .tools import ToolOutput
@@ -117,15 +120,22 @@ class Run:
         if with_settings is not None:  # a session of agentmem's, which reads only as many rows as the window needs
             window: list[Item] = await with_settings(settings).get_items()
             return window
-        return replay_window(await self.session.get_items(), settings)
+        items = await self.session.get_items()
+        return await call_in_thread(partial(replay_window, items, settings))  # count_tokens is the caller's code
 
     async def _apply_input_callback(self, history: list[Item], current: list[Item]) -> list[Item]:
         callback = self.config.session_input_callback
         if callback is None:
             return [*history, *current]
-        try:
+
+        def begin() -> list[str] | Awaitable[Any]:
             merged = callback(list(history), list(current))
-            texts = encode_items(await merged if inspect.isawaitable(merged) else merged)
+            return merged if inspect.isawaitable(merged) else encode_items(merged)
+
+        try:
+            with run_queue.step("its session_input_callback"):
+                begun = begin() if inspect.iscoroutinefunction(callback) else await call_in_thread(begin)
+                texts = begun if isinstance(begun, list) else encode_items(await begun)
         except Exception as error:
             raise RunError(f"the session_input_callback failed: {type(error).__name__}: {error}") from error
         return whole_exchanges([decode_item(text) for text in texts])
@@ -143,7 +153,7 @@ class Run:
         outputs, next_agent = await self._run_tools_and_handoffs(calls)
         produced = [*response.output, *(output.raw_item for output in outputs)]
         needs_caller = _needs_caller(produced)
-        final_output = None if calls or needs_caller else agent.parse(_last_message_text(response.output))
+        final_output = None if calls or needs_caller else await _final_output(agent, response.output)
         await self._store(produced)
         self.new_items += [_to_run_item(item, agent) for item in response.output]
         self.new_items += outputs
@@ -282,6 +292,13 @@ def _to_run_item(item: Item, agent: Agent) -> RunItem:
 
 def _kind(item: Item) -> str:
     return str(item.get("type", "message"))
+
+
+async def _final_output(agent: Agent, output: list[Item]) -> Any:
+    text = _last_message_text(output)
+    if agent.output_type is None:
+        return text
+    return await call_in_thread(partial(agent.parse, text))  # its validators are the caller's code
 
 
 def _last_message_text(output: list[Item]) -> str:

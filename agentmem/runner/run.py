@@ -8,7 +8,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any, TypedDict, Unpack, overload
 
@@ -20,9 +20,13 @@ from .config import RunConfig
 from .history import SessionLike, SyncSessionLike, unwrap_session
 from .loop import Run
 from .result import RunResult
-from .run_queue import run_queue
+from .run_queue import STEP_WAIT_S, run_queue
 from .sdk import sdk_runner
 from .stream import OnEvent, RunStream
+
+SDK_RUN_WAIT_S = 600.0
+"""How long a run waits for a run of the Agents SDK that was under way when it came. The SDK's Runner does not say when
+it is in a tool, so all of it counts as one; this is as long as the ``openai`` client waits for an answer."""
 
 
 class RunOptions(TypedDict, total=False):
@@ -91,19 +95,22 @@ class Runner:
             A :class:`RunResult`. For an agent of the SDK, the SDK's result.
 
         Concurrency: runs on one session wait for each other in the order of their calls, also across the threads and
-        event loops of this process. (For a session that is not agentmem's: runs on the same object.) The tool calls of
-        one response run at the same time.
+        event loops of this process. (For a session that is not agentmem's: runs on the same object.) Runs that would
+        wait for each other are refused. The tool calls of one response run at the same time. Plain functions of yours
+        (tools, instructions, callbacks) run in threads of their own, async ones on the event loop.
 
         Cancellation: the model call or the tools of the moment are cancelled, and nothing of them is stored; what was
-        complete before is. A tool in a worker thread cannot be cancelled and is waited for, unless it has a time limit.
+        complete before is. A function in a thread cannot be cancelled and is waited for, unless it is a tool with a
+        time limit.
 
         Raises:
             ModelError: the model could not be called, or its answer is unusable.
             MaxTurnsExceeded: the model still asked for tools after ``max_turns`` calls. The outputs of the last ones
                 are stored.
             ToolError: a tool with ``raise_errors=True`` failed. Nothing of the model call that asked for it is stored.
-            RunError: the instructions function or the ``session_input_callback`` failed; or a tool started a run on the
-                session of its own run.
+            RunError: the instructions function or the ``session_input_callback`` failed; or this run was started by a
+                tool and would wait for the run of that tool, directly (on the same session) or through other runs; or
+                it waited for ``RunConfig.session_wait_s``.
             InvalidItemError: an item of the input, or of the answer of a model of your own, has no faithful JSON form.
             StorageError: the session's database failed; ``agentmem.errors`` lists the kinds.
             SessionClosedError: the session was closed.
@@ -113,16 +120,7 @@ class Runner:
             The message of each error of agentmem's that is raised in the run ends with what the session now holds of
             this turn.
         """
-        async_session = unwrap_session(session)
-        runner = sdk_runner(agent, run_config)
-        if runner is not None:
-            async with _hold_session(async_session):
-                return await runner.run(
-                    agent, input, session=async_session, max_turns=max_turns, context=context, run_config=run_config
-                )
-        run = _checked_run(agent, input, async_session, max_turns, context, run_config)
-        async with _hold_session(async_session):
-            return await run.run(max_turns)
+        return await _prepare(agent, input, session, max_turns, context, run_config)()
 
     @overload
     @staticmethod
@@ -151,12 +149,8 @@ class Runner:
         """
         from ..blocking import run_blocking
 
-        async def run() -> Any:
-            return await Runner.run(
-                agent, input, session=session, max_turns=max_turns, context=context, run_config=run_config
-            )
-
-        return run_blocking(run)
+        # Prepared here, because to read the input may run code of the caller's: a generator, a pydantic model.
+        return run_blocking(_prepare(agent, input, session, max_turns, context, run_config))
 
     @overload
     @staticmethod
@@ -199,7 +193,7 @@ class Runner:
         run = _checked_run(agent, input, async_session, max_turns, context, run_config)
 
         async def start(on_event: OnEvent) -> RunResult:
-            async with _hold_session(async_session):
+            async with _hold_session(async_session, run.config.session_wait_s):
                 return await run.run(max_turns, on_event)
 
         return RunStream(start)
@@ -231,8 +225,34 @@ def _checked_run(
     return Run(agent, session, input_items, config, context)
 
 
-def _hold_session(session: SessionLike | None) -> AbstractAsyncContextManager[None]:
+def _prepare(
+    agent: Any, input: Any, session: Any, max_turns: int, context: object, run_config: Any
+) -> Callable[[], Coroutine[Any, Any, Any]]:
+    """Check the arguments of a run, and return the function that does it."""
+    async_session = unwrap_session(session)
+    runner = sdk_runner(agent, run_config)
+    if runner is not None:
+
+        async def run_by_sdk() -> Any:
+            async with _hold_session(async_session, STEP_WAIT_S):
+                with run_queue.step("the Agents SDK", at_least_s=SDK_RUN_WAIT_S):
+                    return await runner.run(
+                        agent, input, session=async_session, max_turns=max_turns, context=context, run_config=run_config
+                    )
+
+        return run_by_sdk
+    run = _checked_run(agent, input, async_session, max_turns, context, run_config)
+
+    async def run_here() -> RunResult:
+        async with _hold_session(async_session, run.config.session_wait_s):
+            return await run.run(max_turns)
+
+    return run_here
+
+
+def _hold_session(session: SessionLike | None, step_wait_s: float | None) -> AbstractAsyncContextManager[None]:
     if session is None:
         return nullcontext()
     key = getattr(session, "run_key", None)
-    return run_queue.hold(("object", id(session)) if key is None else key, session.session_id)
+    key = ("object", id(session)) if key is None else key
+    return run_queue.hold(key, session.session_id, step_wait_s=step_wait_s)

@@ -12,6 +12,7 @@ import anyio
 from ..errors import ToolError
 from ..items import Item
 from .context import RunContext
+from .run_queue import run_queue
 from .tools import NO_RUN, FunctionTool, ToolOutput
 
 
@@ -47,7 +48,8 @@ async def run_calls(
         if tool is None:
             return ToolOutput.for_error(f"there is no tool called {name!r}; there are: {', '.join(tools) or 'none'}")
         try:
-            return await tool.invoke(str(call.get("arguments") or ""), context)
+            with run_queue.step(f"its tool {name!r}"):
+                return await tool.invoke(str(call.get("arguments") or ""), context)
         except asyncio.CancelledError as error:
             if group.cancel_scope.cancel_called or anyio.current_effective_deadline() == -math.inf:
                 raise

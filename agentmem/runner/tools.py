@@ -3,7 +3,8 @@
 Rules:
 
 - The JSON schema and the validation of the arguments come from the function's signature, through pydantic.
-- An async function runs on the event loop, any other in a worker thread.
+- An async function runs on the event loop. Any other runs in a thread of its own, with what belongs to the call: the
+  validation of its arguments and the conversion of what it returns may run code of the caller's too.
 - A parameter annotated ``RunContext`` gets the run's context. It is not in the schema.
 - The model is told of an error in a tool, so that it can correct its call or tell the user. A tool with
   ``raise_errors=True`` ends the run instead.
@@ -14,17 +15,17 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 import anyio
-import anyio.to_thread
 from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 from pydantic_core import to_json
 
 from ..errors import ToolError
+from ..threads import call_in_thread
 from .context import RunContext, context_parameter
 from .schema import strict_schema
 
@@ -48,6 +49,11 @@ class ToolOutput:
 
     value: Any
     text: str
+
+    @classmethod
+    def for_value(cls, value: Any) -> ToolOutput:
+        """Return the output that gives the model a value."""
+        return cls(value, _to_text(value))
 
     @classmethod
     def for_error(cls, text: str) -> ToolOutput:
@@ -122,13 +128,27 @@ class FunctionTool(Generic[P, R]):
             arguments: a JSON object as text, as the model wrote it.
             context: the run's context, for a parameter that is annotated ``RunContext``.
 
-        Cancellation: an async function is cancelled. A function in a worker thread cannot be cancelled. It is waited
-        for, unless it has a time limit.
+        Cancellation: an async function is cancelled. A function in a thread cannot be cancelled. It is waited for,
+        unless it has a time limit.
 
         Raises:
             ToolError: the function raised an error or its time is up, and ``raise_errors`` is set. Its ``__cause__`` is
                 the error.
         """
+        begin = functools.partial(self._begin, arguments, context)
+        try:
+            with anyio.move_on_after(self.timeout_s):
+                if inspect.iscoroutinefunction(self.function):
+                    begun = begin()
+                else:
+                    begun = await call_in_thread(begin, abandon_on_cancel=self.timeout_s is not None)
+                return begun if isinstance(begun, ToolOutput) else ToolOutput.for_value(await begun)
+            raise TimeoutError(f"took longer than {self.timeout_s:g} s")
+        except Exception as error:
+            return self.output_for_error(error)
+
+    def _begin(self, arguments: str, context: RunContext[Any]) -> ToolOutput | Awaitable[Any]:
+        """Validate the arguments and call the function; return its output, or what must be awaited for its value."""
         try:
             # Some servers send "" for no arguments.
             args, kwargs = self._arguments_adapter.validate_json(arguments or "{}")
@@ -136,11 +156,8 @@ class FunctionTool(Generic[P, R]):
             return ToolOutput.for_error(f"invalid arguments for {self.name}: {_summarize(error)}")
         if self._context_parameter is not None:
             kwargs[self._context_parameter] = context
-        try:
-            value = await self._call(args, kwargs)
-            return ToolOutput(value, _to_text(value))
-        except Exception as error:
-            return self.output_for_error(error)
+        value: Any = self.function(*args, **kwargs)
+        return value if inspect.isawaitable(value) else ToolOutput.for_value(value)
 
     def output_for_error(self, error: BaseException) -> ToolOutput:
         """Return the output that tells the model of an error of the function.
@@ -151,15 +168,6 @@ class FunctionTool(Generic[P, R]):
         if self.raise_errors:
             raise ToolError(f"the tool {self.name!r} failed: {type(error).__name__}: {error}") from error
         return ToolOutput.for_error(f"{self.name} failed: {type(error).__name__}: {error}")
-
-    async def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        call: Callable[[], Any] = functools.partial(self.function, *args, **kwargs)
-        with anyio.move_on_after(self.timeout_s):
-            if inspect.iscoroutinefunction(self.function):
-                return await call()
-            value = await anyio.to_thread.run_sync(call, abandon_on_cancel=self.timeout_s is not None)
-            return await value if inspect.isawaitable(value) else value
-        raise TimeoutError(f"took longer than {self.timeout_s:g} s")
 
 
 @overload
@@ -191,10 +199,11 @@ def function_tool(
         def get_weather(city: Annotated[str, Field(description="Name of the city")]) -> str:
             "The weather in a city."
 
-    The function may be ``async``. A plain function runs in a worker thread, so it may block; it must be thread-safe,
-    because several calls run at once. The arguments are validated, and converted where pydantic does so. The model gets
-    a returned string as it is, any other value as JSON, and a value without a JSON form as ``str(value)``. A parameter
-    annotated :class:`~agentmem.runner.RunContext` gets the run's context, and the model does not see it.
+    The function may be ``async``. A plain function runs in a thread of its own, so it may block, also to wait for a run
+    (:meth:`Runner.run_sync`); it must be thread-safe, because several calls run at once. The arguments
+    are validated, and converted where pydantic does so. The model gets a returned string as it is, any other value as
+    JSON, and a value without a JSON form as ``str(value)``. A parameter annotated
+    :class:`~agentmem.runner.RunContext` gets the run's context, and the model does not see it.
 
     Args:
         name: the function's name for the model. Default: its name.

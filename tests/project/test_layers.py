@@ -22,6 +22,7 @@ FLOORS = {
     "checking": 1,
     "lifecycle": 1,
     "reading": 1,
+    "threads": 1,
     "conformance": 2,
     "engines": 2,
     "arguments": 3,
