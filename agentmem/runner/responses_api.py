@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -134,6 +135,9 @@ class OpenAIResponsesModel:
 
     def _to_model_response(self, response: dict[str, Any]) -> ModelResponse:
         status, output = response.get("status", "completed"), response.get("output")
+        if "status" not in response and not isinstance(output, list):  # of another API, or an error with status 200
+            details = str(response.get("error") or "it has no output")
+            raise ModelError(f"{self.model}: the answer is no response ({details[:200]}); {_MAY_NOT_SPEAK}")
         if status == "incomplete":
             reason = (response.get("incomplete_details") or {}).get("reason") or "no reason given"
             raise ModelError(f"{self.model}: the answer was cut short ({reason})")
@@ -143,6 +147,11 @@ class OpenAIResponsesModel:
             raise ModelError(f"{self.model}: the response is {status!r} ({details})")
         return ModelResponse([_to_input_format(item) for item in output], _to_usage(response), response.get("id"))
 
+
+_MAY_NOT_SPEAK = (
+    "the server may not speak the Responses API (POST /responses): use the URL of one that does, or give the agent a "
+    "model object of your own (agentmem.runner.Model)"
+)
 
 # The types of a stream's events: https://platform.openai.com/docs/api-reference/responses-streaming
 _TEXT_DELTAS = {"response.output_text.delta", "response.refusal.delta"}
@@ -207,4 +216,27 @@ def _describe_error(error: Exception, client: AsyncOpenAI) -> str:
         return f"no answer from {client.base_url}: {type(error).__name__}: {error}{reason}"
     body = getattr(error, "body", None)
     message = body.get("message") if isinstance(body, dict) else None
-    return f"{client.base_url} answered {status}: {message or error}"
+    description = f"{client.base_url} answered {status}: {message or error}"
+    if status in (404, 405) and not _names_what_was_sent(str(message or error), error):
+        return f"{description}; {_MAY_NOT_SPEAK}"
+    return description
+
+
+def _names_what_was_sent(message: str, error: Any) -> bool:
+    """Whether the message of a 404 is about something in the request (a model or an item that there is not).
+
+    A server that does not know the path has not read the request.
+    """
+    sent = _ids(json.loads(error.request.content))
+    return any(re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", message) for name in sent)
+
+
+def _ids(value: object, key: str = "") -> Iterator[str]:
+    if isinstance(value, dict):
+        for name, member in value.items():
+            yield from _ids(member, name)
+    elif isinstance(value, list):
+        for member in value:
+            yield from _ids(member, key)
+    elif isinstance(value, str) and (key in ("model", "id", "conversation") or key.endswith(("_id", "_ids"))):
+        yield value

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any, TypeAlias
 
 from ..cancellation import despite_cancellation
+from ..errors import RunError
 from ..items import RunItem
 from .result import RunResult
 
@@ -66,6 +67,7 @@ class RunStream:
         self._events: asyncio.Queue[TextDelta | RunItem | None] = asyncio.Queue()
         self._task: asyncio.Task[RunResult] | None = None
         self._is_used = False  # iterated or closed
+        self._is_closed = False
         self._is_outcome_delivered = False
 
     def __repr__(self) -> str:
@@ -78,6 +80,7 @@ class RunStream:
 
         Raises:
             RuntimeError: the stream was iterated or closed before.
+            RunError: by the iterator: the stream was closed meanwhile, in another task.
         """
         if self._is_used:
             raise RuntimeError("a run's stream is iterated once; start another run")
@@ -85,12 +88,19 @@ class RunStream:
         return self._iterate()
 
     async def _iterate(self) -> AsyncGenerator[RunEvent, None]:
+        if self._is_closed:
+            raise RunError("the run's stream was closed before the run began; nothing was stored")
         try:
             self._task = asyncio.get_running_loop().create_task(self._start(self._events.put_nowait))
             self._task.add_done_callback(lambda task: self._events.put_nowait(None))
             while (event := await self._events.get()) is not None:
                 yield event
             self._is_outcome_delivered = True
+            if self._is_closed and self._task.cancelled():
+                raise RunError(
+                    "the run's stream was closed before the run ended; the session holds the steps that were complete, "
+                    "and running again with the same input continues from there"
+                )
             yield self._task.result()
         finally:
             await self._cancel_and_wait()
@@ -109,10 +119,13 @@ class RunStream:
     async def close(self) -> None:
         """Cancel the run, if it has not ended, and wait until it has. A second call does nothing.
 
+        It may be called in another task than the one that iterates. That one still gets the events that came before,
+        and then a RunError which says that the stream was closed.
+
         Raises:
             The error of a run that had failed before, if the iteration has not raised it yet.
         """
-        self._is_used = True
+        self._is_used = self._is_closed = True
         await self._cancel_and_wait()
         if self._task is not None and not self._is_outcome_delivered and not self._task.cancelled():
             self._is_outcome_delivered = True

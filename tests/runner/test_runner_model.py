@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import re
 import socket
 import subprocess
 import sys
@@ -180,6 +181,56 @@ async def test_an_error_of_the_api_is_a_model_error_with_what_it_said(
     with pytest.raises(ModelError, match=rf"test-model: {server.url}/ answered {status}: The words of the API\.$") as e:
         await model.respond(HELLO)
     assert type(e.value.__cause__).__name__ == f"{kind}Error"
+
+
+MAY_NOT_SPEAK = "the server may not speak the Responses API (POST /responses)"
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (404, b'{"detail":"Not Found"}'),
+        (404, b"404 page not found"),
+        (404, b""),
+        (404, b'{"error":{"code":404,"message":"File Not Found","type":"not_found_error"}}'),
+        (404, b'{"error":{"code":"404","message":"Resource not found"}}'),
+        (405, b'{"detail":"Method Not Allowed"}'),
+        (200, b'{"error":"Unexpected endpoint or method. (POST /v1/responses)"}'),
+        (200, b'{"object":"chat.completion","choices":[]}'),
+    ],
+)
+async def test_a_server_that_has_no_such_path_may_not_speak_the_responses_api(
+    server: ResponsesServer, model: OpenAIResponsesModel, status: int, body: bytes
+) -> None:
+    server.answer_raw(body, "application/json" if body.startswith(b"{") else "text/plain", status)
+    with pytest.raises(ModelError, match=re.escape(MAY_NOT_SPEAK)):
+        await model.respond(HELLO)
+
+
+async def test_so_it_is_for_a_stream(server: ResponsesServer, model: OpenAIResponsesModel) -> None:
+    server.answer_raw(b"404 page not found", "text/plain", 404)
+    with pytest.raises(ModelError, match=re.escape(MAY_NOT_SPEAK)):
+        await Runner.run_streamed(Agent("A", None, model), "Hi").result()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "The model `test-model` does not exist or you do not have access to it.",
+        "Item with id 'rs_1' not found. Items are not persisted when `store` is set to false.",
+        "Previous response with id 'resp_7' not found.",
+        "Vector store vs_1 not found.",
+    ],
+)
+async def test_a_server_that_lacks_what_was_asked_for_does_speak_it(
+    server: ResponsesServer, model: OpenAIResponsesModel, said: str
+) -> None:
+    server.fail(404, said)
+    tools = [{"type": "file_search", "vector_store_ids": ["vs_1"]}]
+    settings = {"previous_response_id": "resp_7", "tools": tools}
+    with pytest.raises(ModelError, match="answered 404: ") as caught:
+        await model.respond(ModelRequest([reasoning(), message("x")], settings=settings))
+    assert MAY_NOT_SPEAK not in str(caught.value)
 
 
 async def test_an_error_without_json_is_a_model_error_too(server: ResponsesServer, model: OpenAIResponsesModel) -> None:

@@ -20,7 +20,7 @@ from responses_server import ResponsesServer, call, message, reasoning, response
 from stepping import TASK_FACTORIES, CycleLoop, cycle_loops
 
 from agentmem.cancellation import UncancellableTask
-from agentmem.errors import MaxTurnsExceeded, ModelError, StorageError, ToolError
+from agentmem.errors import MaxTurnsExceeded, ModelError, RunError, StorageError, ToolError
 from agentmem.items import (
     HandoffCallItem,
     HandoffOutputItem,
@@ -456,6 +456,68 @@ async def test_closing_raises_what_the_run_had_failed_with_if_nobody_was_told(
     with pytest.raises(ModelError, match="ended before the answer did"):
         await stream.close()
     await stream.close()
+
+
+async def test_closing_in_another_task_ends_the_iteration_with_an_error_that_says_so(
+    server: ResponsesServer, model: OpenAIResponsesModel, session: AsyncSQLiteSession
+) -> None:
+    rest = threading.Event()
+    server.answer(call("get_weather", city="Nice"))
+    server.answer(message("Hello"), gate=rest)
+    stream = Runner.run_streamed(Agent("A", None, model, [get_weather]), "Hi", session=session)
+    events: list[RunEvent] = []
+    iterating = asyncio.create_task(take(stream, events))
+    while not (events and isinstance(events[-1], TextDelta)):
+        await anyio.lowlevel.checkpoint()
+    await stream.close()
+    with pytest.raises(RunError, match="the run's stream was closed before the run ended; the session holds the steps"):
+        await iterating
+    assert [type(event) for event in events] == [ToolCallItem, ToolCallOutputItem, TextDelta]
+    assert len(await session.get_items()) == 3
+    rest.set()
+
+
+async def test_closing_while_another_task_waits_for_the_result_gives_that_one_an_error(
+    server: ResponsesServer, model: OpenAIResponsesModel
+) -> None:
+    rest = threading.Event()
+    server.answer(message("Hello"), gate=rest)
+    stream = Runner.run_streamed(Agent("A", None, model), "Hi")
+    waiting = asyncio.create_task(stream.result())
+    while "running" not in repr(stream):
+        await anyio.lowlevel.checkpoint()
+    await stream.close()
+    with pytest.raises(RunError, match="closed before the run ended"):
+        await waiting
+    rest.set()
+
+
+async def test_a_stream_that_is_closed_before_its_first_event_was_asked_for_never_runs(
+    server: ResponsesServer, model: OpenAIResponsesModel
+) -> None:
+    stream = Runner.run_streamed(Agent("A", None, model), "Hi")
+    events = aiter(stream)
+    await stream.close()
+    with pytest.raises(RunError, match="closed before the run began; nothing was stored"):
+        await anext(events)
+    assert server.requests == []
+    assert repr(stream) == "<RunStream: not started>"
+
+
+async def test_the_task_that_iterates_is_cancelled_as_it_was_though_another_closes_the_stream(
+    server: ResponsesServer, model: OpenAIResponsesModel
+) -> None:
+    rest = threading.Event()
+    server.answer(message("Hello"), gate=rest)
+    stream = Runner.run_streamed(Agent("A", None, model), "Hi")
+    iterating = asyncio.create_task(take(stream, []))
+    while "running" not in repr(stream):
+        await anyio.lowlevel.checkpoint()
+    iterating.cancel()
+    await stream.close()
+    await asyncio.wait([iterating])
+    assert iterating.cancelled()
+    rest.set()
 
 
 async def test_an_error_of_the_consumers_is_not_hidden_by_the_runs(
