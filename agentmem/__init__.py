@@ -5,8 +5,8 @@ The classes for async and for sync code::
     async       AsyncSQLiteSession, AsyncPostgresSession   AsyncSessionStore   Runner.run, Runner.run_streamed
     sync        SQLiteSession, PostgresSession             SessionStore        Runner.run_sync
 
-Their docstrings say what each does and raises; the README has the promises. ``agentmem.errors`` has every error, and
-``agentmem.__version__`` the version.
+Their docstrings say what each does and raises; the README has the promises. ``message_text`` gives the text of an item.
+``agentmem.errors`` has every error, and ``agentmem.__version__`` the version.
 
 Each name is loaded when it is first used. So a program that only stores sessions does not load the Runner.
 """
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from . import items as items
     from . import runner as runner
     from .errors import AgentMemError
+    from .items import message_text
     from .replay import SessionSettings
     from .runner import Agent, RunConfig, RunContext, Runner, RunResult, RunStream, TextDelta, function_tool
     from .session import AsyncPostgresSession, AsyncSession, AsyncSQLiteSession
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 _NAMES_OF_MODULES = {
     "errors": ("AgentMemError",),
+    "items": ("message_text",),
     "replay": ("SessionSettings",),
     "runner": ("Agent", "RunConfig", "RunContext", "RunResult", "RunStream", "Runner", "TextDelta", "function_tool"),
     "session": ("AsyncPostgresSession", "AsyncSQLiteSession", "AsyncSession"),
@@ -57,6 +59,7 @@ __all__ = [
     "SessionStore",
     "TextDelta",
     "function_tool",
+    "message_text",
 ]
 
 

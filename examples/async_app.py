@@ -8,7 +8,7 @@ The store is opened once. A session costs nothing: make one wherever you know wh
 import asyncio
 import sys
 
-from agentmem import Agent, AsyncSessionStore, Runner, SessionSettings
+from agentmem import Agent, AsyncSessionStore, Runner, SessionSettings, message_text
 from agentmem.runner import OfflineModel
 
 # OfflineModel needs no key and answers by a few fixed rules. For a real model set OPENAI_API_KEY and leave
@@ -43,7 +43,7 @@ async def main(db: str) -> None:
         # Messages of one user that come together are answered one after the other, each with its answer after it.
         await asyncio.gather(*(handle_message(store, "eve", f"My pin is {pin}.") for pin in range(5)))
         for item in await store.session("eve").get_items():
-            print(f"eve's session, {item['role']}: {item['content']}")
+            print(f"eve's session, {item.get('role')}: {message_text(item)}")
 
 
 asyncio.run(main(sys.argv[1] if len(sys.argv) > 1 else "conversations.db"))

@@ -9,7 +9,7 @@ To try it in Jupyter, paste the lines of the cells. Here `kernel` is the loop th
 import asyncio
 import sys
 
-from agentmem import Agent, AsyncSQLiteSession, Runner, SQLiteSession
+from agentmem import Agent, AsyncSQLiteSession, Runner, SQLiteSession, message_text
 from agentmem.runner import OfflineModel
 
 db = sys.argv[1] if len(sys.argv) > 1 else "conversations.db"
@@ -31,7 +31,7 @@ def second_cell() -> None:
     result = Runner.run_sync(agent, "What do I study?", session=session)
     print(f"[2] {result.final_output}")
     for item in session.get_items():
-        print(f"    {item['role']}: {item['content']}")
+        print(f"    {item.get('role')}: {message_text(item)}")
 
 
 async def third_cell() -> None:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from .encoding import Item
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RunItem:
     """An item that a run added, with the agent that it comes from.
 
@@ -26,8 +26,11 @@ class RunItem:
         """Return the item as it is sent to the model."""
         return self.raw_item
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self.agent_name!r}>"  # without what was said, which may be long and private
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class MessageOutputItem(RunItem):
     """A message from the model."""
 
@@ -39,14 +42,14 @@ class MessageOutputItem(RunItem):
         return message_text(self.raw_item)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ToolCallItem(RunItem):
     """The model calls a tool. A hosted tool (such as web search) has no separate output item."""
 
     type: ClassVar[str] = "tool_call_item"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ToolCallOutputItem(RunItem):
     """The output of a tool call.
 
@@ -59,14 +62,14 @@ class ToolCallOutputItem(RunItem):
     output: Any = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class HandoffCallItem(RunItem):
     """The model hands the conversation over to another agent."""
 
     type: ClassVar[str] = "handoff_call_item"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class HandoffOutputItem(RunItem):
     """The output of a handoff: another agent continues the conversation.
 
@@ -79,7 +82,7 @@ class HandoffOutputItem(RunItem):
     target_agent_name: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ReasoningItem(RunItem):
     """The model's reasoning, mostly opaque. It is replayed only together with the item that it led to."""
 
@@ -87,7 +90,14 @@ class ReasoningItem(RunItem):
 
 
 def message_text(item: Item) -> str:
-    """Return the text of a message item, whose ``content`` is a string or a list of parts; "" if it has no text."""
+    """Return the text of a message; "" if there is none.
+
+    Messages come in two forms. ``content`` is a string where it was written by hand, and a list of parts where a model
+    answered. A refusal counts as text. Items of other kinds, such as calls and outputs, have no role and no such text.
+
+    Args:
+        item: an item, as ``get_items()`` returns it.
+    """
     content = item.get("content")
     if isinstance(content, str):
         return content

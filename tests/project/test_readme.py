@@ -22,6 +22,7 @@ import pytest
 from click.testing import CliRunner
 from pages import PAGES, Block, Page, anchors
 from repository import REPO
+from responses_server import ResponsesServer, message, reasoning
 from tools import NO_AGENTS_SDK, NO_SCRIPTED_MODEL
 
 sys.path.append(str(REPO))  # the benchmarks are not installed; at the end, so that agentmem stays the one under test
@@ -46,12 +47,12 @@ def page(request: pytest.FixtureRequest) -> Page:
 # What runs
 
 
-def run(program: str, folder: Path) -> str:
+def run(program: str, folder: Path, **variables: str) -> str:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OPENAI_")}
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", program],
         cwd=folder,
-        env=environment,
+        env={**environment, **variables},
         capture_output=True,
         encoding="utf-8",
         timeout=120,
@@ -67,6 +68,24 @@ def test_each_program_runs_as_it_stands_and_prints_what_the_page_says(block: Blo
         pytest.importorskip("agents", reason=NO_AGENTS_SDK)
         pytest.importorskip("agents.testing", reason=NO_SCRIPTED_MODEL)
     assert run(block.code, tmp_path) == (block.output or "")
+
+
+def test_the_quickstart_runs_with_a_model_of_the_api_whose_answers_are_reasoning_and_lists_of_parts(
+    server: ResponsesServer, tmp_path: Path
+) -> None:
+    [quickstart] = [block for block in README.blocks if block.section == "Quickstart" and block.language == "python"]
+    with_default_model = quickstart.code.replace(", model=OfflineModel()", "")
+    server.answer(reasoning(content=[{"type": "reasoning_text", "text": "hidden"}]), message("Hello Alice."))
+    server.answer(message("Alice, and Python."))
+    shown = run(with_default_model, tmp_path, OPENAI_BASE_URL=server.url)
+    assert len(server.requests) == 2
+    assert shown.splitlines() == [
+        "Alice, and Python.",
+        "user: My name is Alice and I love Python.",
+        "assistant: Hello Alice.",
+        "user: What is my name, and what do I love?",
+        "assistant: Alice, and Python.",
+    ]
 
 
 def test_there_are_programs_to_run_and_one_app_to_serve() -> None:

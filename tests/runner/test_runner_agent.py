@@ -57,6 +57,12 @@ def test_an_argument_of_the_wrong_type_is_refused_by_name(arguments: dict[str, A
         Agent(**{"name": "A", "instructions": None, **arguments})
 
 
+def test_an_agent_needs_nothing_but_a_name() -> None:
+    agent = Agent("A")
+    assert (agent.name, agent.instructions, agent.model, agent.tools, agent.handoffs) == ("A", None, None, (), ())
+    assert Agent("A", model="some-model").model == "some-model"
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
