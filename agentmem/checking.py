@@ -8,7 +8,7 @@ can be checked.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .items import decode_item
 
@@ -56,7 +56,7 @@ class CheckReport:
     sessions: int
     items: int
     problem_count: int
-    problems: tuple[Problem, ...]
+    problems: tuple[Problem, ...] = field(repr=False)
 
 
 class Checker:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import anyio
 
@@ -53,7 +53,7 @@ class CopyReport:
     items: int
     already_there: int
     problem_count: int
-    problems: tuple[Problem, ...]
+    problems: tuple[Problem, ...] = field(repr=False)
 
 
 async def copy_sessions(source: Engine, target: Engine, *, progress: Progress | None = None) -> CopyReport:

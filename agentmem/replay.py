@@ -66,7 +66,7 @@ class SessionSettings(BaseModel):
     limit: _Cap | None = None
     max_turns: _Cap | None = None
     max_tokens: _Cap | None = None
-    count_tokens: Callable[[Item], int] | None = None
+    count_tokens: Callable[[Item], int] | None = Field(default=None, repr=False)
 
     @property
     def has_caps(self) -> bool:

@@ -29,7 +29,7 @@ Instructions = Callable[[RunContext[Any]], "str | Awaitable[str]"]
 _NO_ARGUMENTS: dict[str, Any] = {"type": "object", "properties": {}, "required": [], "additionalProperties": False}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Agent:
     """A model with instructions, tools, and other agents that it can hand the conversation over to.
 
@@ -55,9 +55,9 @@ class Agent:
     instructions: str | Instructions | None = None
     model: str | Model | None = None
     tools: Sequence[FunctionTool[..., Any]] = ()
-    handoffs: Sequence[Agent] = field(default=(), repr=False)
+    handoffs: Sequence[Agent] = ()
     output_type: type[Any] | None = None
-    _output_format: _OutputFormat | None = field(default=None, init=False, repr=False)
+    _output_format: _OutputFormat | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         _check_type("name", self.name, str, "a string")
@@ -76,6 +76,9 @@ class Agent:
         self.handoff_targets()
         if self.output_type is not None:
             object.__setattr__(self, "_output_format", _OutputFormat(self.output_type))
+
+    def __repr__(self) -> str:
+        return f"Agent({self.name!r})"
 
     def resolve_model(self) -> Model:
         """Return the model to call; a name becomes an :class:`~agentmem.runner.OpenAIResponsesModel`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from ..items import Item
@@ -15,7 +15,7 @@ InputCallback = Callable[[list[Item], list[Item]], "list[Item] | Awaitable[list[
 """A function of the replayed history and the run's new input, each oldest first. It returns what the model is sent."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class RunConfig:
     """The settings of one run. A setting that is None leaves the matter to the agents and the session.
 
@@ -61,6 +61,10 @@ class RunConfig:
             raise ValueError(
                 f"RunConfig: session_wait_s is a number of seconds above 0 or None, got {self.session_wait_s!r}"
             )
+
+    def __repr__(self) -> str:
+        changed = [one.name for one in fields(self) if getattr(self, one.name) != one.default]
+        return f"<RunConfig: {', '.join(changed) or 'defaults'}>"
 
 
 def _is_duration(value: object) -> bool:

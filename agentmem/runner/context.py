@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 C = TypeVar("C")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RunContext(Generic[C]):
     """The context of a run. Instruction functions get it, and tools in a parameter that is annotated ``RunContext``.
 
@@ -24,6 +24,10 @@ class RunContext(Generic[C]):
     context: C
     agent_name: str
     session_id: str | None = None
+
+    def __repr__(self) -> str:
+        where = "" if self.session_id is None else f" on session {self.session_id!r}"
+        return f"<RunContext of {self.agent_name!r}{where}>"
 
 
 def context_parameter(function: Callable[..., object], signature: inspect.Signature) -> str | None:

@@ -46,7 +46,7 @@ from .tool_calls import run_calls
 from .tools import ToolOutput
 
 
-@dataclass
+@dataclass(repr=False)
 class Run:
     """A run, and its state.
 

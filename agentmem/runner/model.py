@@ -35,7 +35,7 @@ class Usage:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ModelRequest:
     """A request to a model.
 
@@ -53,8 +53,11 @@ class ModelRequest:
     text_format: dict[str, Any] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        return f"<ModelRequest: {len(self.input)} items, {len(self.tools)} tools>"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class ModelResponse:
     """The answer of a model.
 
@@ -67,6 +70,9 @@ class ModelResponse:
     output: list[Item]
     usage: Usage = field(default_factory=lambda: Usage(requests=1))
     response_id: str | None = None
+
+    def __repr__(self) -> str:
+        return f"<ModelResponse: {len(self.output)} items, {self.usage.total_tokens} tokens>"
 
 
 @runtime_checkable

@@ -43,6 +43,9 @@ class OfflineModel:
     arguments. Its usage counts requests; there are no tokens.
     """
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
     async def respond(self, request: ModelRequest) -> ModelResponse:
         """Return the answer to a request; see :meth:`~agentmem.runner.Model.respond`.
 

@@ -10,7 +10,7 @@ from .agent import Agent
 from .model import Usage
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RunResult:
     """The result of a finished run.
 
@@ -34,3 +34,7 @@ class RunResult:
     def to_input_list(self) -> list[Item]:
         """Return the input and the new items, oldest first: the input for a next run without a session."""
         return [*self.input, *(item.to_input_item() for item in self.new_items)]
+
+    def __repr__(self) -> str:
+        counts = f"{len(self.new_items)} new items, {self.usage.requests} model calls"
+        return f"<RunResult of {self.last_agent.name!r}: {counts}>"

@@ -22,7 +22,7 @@ from ..items import RunItem
 from .result import RunResult
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TextDelta:
     """A piece of the text (or refusal) of a message, in the order in which the model writes them.
 
@@ -33,6 +33,9 @@ class TextDelta:
 
     text: str
     agent_name: str
+
+    def __repr__(self) -> str:
+        return f"<TextDelta of {self.agent_name!r}: {len(self.text)} characters>"
 
 
 RunEvent: TypeAlias = "TextDelta | RunItem | RunResult"

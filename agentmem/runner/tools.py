@@ -38,7 +38,7 @@ NO_RUN: RunContext[Any] = RunContext(None, "")
 _FUNCTION_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")  # the names that the API accepts
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ToolOutput:
     """The output of a call.
 

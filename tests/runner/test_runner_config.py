@@ -256,6 +256,10 @@ async def test_instructions_that_fail_end_the_run_and_say_what_the_session_holds
         ({"model_settings": [1]}, TypeError, "model_settings is a mapping"),
         ({"session_settings": {"limit": 3}}, TypeError, "session_settings is an agentmem.SessionSettings"),
         ({"session_input_callback": "merge"}, TypeError, "session_input_callback is a function"),
+        ({"session_wait_s": 0}, ValueError, "session_wait_s is a number of seconds above 0 or None, got 0"),
+        ({"session_wait_s": "1"}, ValueError, "session_wait_s is a number of seconds"),
+        ({"session_wait_s": float("nan")}, ValueError, "session_wait_s is a number of seconds"),
+        ({"session_wait_s": True}, ValueError, "session_wait_s is a number of seconds"),
         ({"limit": 3}, TypeError, "limit"),
     ],
 )
