@@ -45,6 +45,7 @@ from .history import (
     without_turn,
 )
 from .model import Model, ModelRequest, ModelResponse, StreamingModel, Usage
+from .reasoning import leave_out_reasoning
 from .responses_api import resolve_model
 from .result import RunResult
 from .stream import OnEvent, TextDelta
@@ -111,9 +112,10 @@ class Run:
             # The turn is sent whole, however small the window is, as it was in the run that began it.
             window, stored = without_turn(window, turn.items), len(turn.items)
             history = await history_before(self.session, turn.items, window, stored=stored)
-            current = whole_turn(history, turn.items)
+            current = leave_out_reasoning(whole_turn(history, turn.items), self.config.replay_reasoning)
             self.stored_outputs = sum(map(is_output, turn.items[turn.input_length :]))
             self.agent = agent_after(self.agent, current)
+        history = leave_out_reasoning(history, self.config.replay_reasoning)
         self.to_send = await self._apply_input_callback(history, current)
         self.replayed = _without(self.to_send, self.unstored_input)
 

@@ -256,6 +256,7 @@ async def test_instructions_that_fail_end_the_run_and_say_what_the_session_holds
         ({"model_settings": [1]}, TypeError, "model_settings is a mapping"),
         ({"session_settings": {"limit": 3}}, TypeError, "session_settings is an agentmem.SessionSettings"),
         ({"session_input_callback": "merge"}, TypeError, "session_input_callback is a function"),
+        ({"replay_reasoning": "some"}, ValueError, "replay_reasoning is one of 'all', 'encrypted', 'none', got 'some'"),
         ({"limit": 3}, TypeError, "limit"),
     ],
 )

@@ -49,6 +49,7 @@ class ResponsesServer:
         headers: the headers of each, names in lower case.
         arrived: gets one entry per request, before it is answered.
         connections: how many were accepted.
+        has_forgotten: whether it has no stored response any more, and so finds no reasoning by its id.
     """
 
     url: str = ""
@@ -56,6 +57,7 @@ class ResponsesServer:
     headers: list[dict[str, str]] = field(default_factory=list)
     arrived: queue.SimpleQueue[int] = field(default_factory=queue.SimpleQueue)
     connections: list[socket.socket] = field(default_factory=list)
+    has_forgotten: bool = False
     _script: queue.SimpleQueue[Answer] = field(default_factory=queue.SimpleQueue)
 
     def answer(self, *output: Json, gate: threading.Event | None = None, cut: bool = False, **fields: Any) -> None:
@@ -87,6 +89,10 @@ class ResponsesServer:
         refusal = refused(request.get("input", []))
         if refusal:
             return Answer({"error": {"message": refusal, "type": "invalid_request_error"}}, 400)
+        if self.has_forgotten or request.get("store") is False:
+            for item in request.get("input", []):
+                if item.get("type") == "reasoning" and not item.get("encrypted_content"):
+                    return Answer({"error": {"message": NOT_FOUND.format(item["id"]), "param": "input"}}, 404)
         try:
             return self._script.get_nowait()
         except queue.Empty:
@@ -182,6 +188,12 @@ def custom_call(call_id: str = "custom_1", **fields: Any) -> Json:
     """The call of a custom tool, as the API sends it."""
     return {"id": f"ctc_{call_id}", "type": "custom_tool_call", "call_id": call_id, "name": "n", "input": "x", **fields}
 
+
+NOT_FOUND = (
+    "Item with id '{}' not found. Items are not persisted when `store` is set to false. Try again with `store` set to "
+    "true, or remove this item from your input."
+)
+"""What the API answers, with 404, to reasoning that it is sent by its id alone and does not have."""
 
 OWNED_BY_P1: Json = {"caller": {"type": "program", "caller_id": "p1"}}
 """What a call has that the program ``p1`` made, and its output."""
