@@ -136,6 +136,19 @@ async def test_a_run_that_is_out_of_turns_in_a_program_can_go_on_with_it(
     assert server.requests[1]["input"] == [user("Weather?"), program(), asked, answer]
 
 
+async def test_a_callback_can_hand_on_a_program_that_runs(
+    server: ResponsesServer, agent: Agent, session: AsyncSession
+) -> None:
+    asked, answer = weather(**OWNED_BY_P1)
+    server.answer(program(), asked)
+    with pytest.raises(MaxTurnsExceeded):
+        await Runner.run(agent, "Weather?", session=session, max_turns=1)
+    server.answer(program_output(), message("Sunny"))
+    config = RunConfig(session_input_callback=lambda history, new: [user("Rhyme."), *new])
+    await Runner.run(agent, "Weather?", session=session, run_config=config)
+    assert server.requests[1]["input"] == [user("Rhyme."), user("Weather?"), program(), asked, answer]
+
+
 async def test_a_program_that_a_later_turn_left_behind_is_not_sent(
     server: ResponsesServer, agent: Agent, session: AsyncSession
 ) -> None:
@@ -320,6 +333,7 @@ async def test_a_retry_of_the_output_of_a_pending_call_stores_nothing_twice(
 ) -> None:
     pending, (asked, answer) = custom_call(**ASYNC), weather()
     begun = [user("Go."), reasoning(), pending, message("It is under way.")]
+    begun += [item for number in range(40) for item in (user(f"a{number}"), message("b"))]
     await session.add_items(begun)
     server.answer(asked)
     server.fail(500, "Oops.")

@@ -156,6 +156,19 @@ async def test_a_turn_can_be_continued_again_and_again(
     assert server.requests[-1]["input"] == (await everything(session))[:-1]
 
 
+async def test_an_empty_list_continues_a_turn_from_the_first_of_its_messages(
+    server: ResponsesServer, weather: Weather, session: AsyncSession
+) -> None:
+    given = [user(f"{number}.") for number in range(20)]
+    await session.add_items([user("a"), message("b")])
+    await fail_after_a_tool(server, weather, session, given)
+    server.answer(message("Sunny"))
+    await Runner.run(weather.agent, [], session=session)
+    sent = server.requests[-1]["input"]
+    assert sent[-22:] == [*given, call("get_weather", "c1", city="Nice"), output("c1")]
+    assert len(sent) == (22 if session.settings.has_caps else 24)
+
+
 async def test_another_input_after_a_failure_is_a_turn_of_its_own_with_a_retry_of_its_own(
     server: ResponsesServer, weather: Weather, session: AsyncSession
 ) -> None:
