@@ -11,6 +11,7 @@ from typing import Any
 
 import anyio.to_thread
 import pytest
+from exhaustive import cases
 from pydantic import BaseModel
 from responses_server import (
     OWNED_BY_P1,
@@ -63,11 +64,20 @@ def agent(model: OpenAIResponsesModel) -> Agent:
     return Agent("A", None, model, [get_weather])
 
 
-@pytest.fixture(params=[None, 2], ids=lambda limit: f"limit={limit}")
-async def session(database_url: str, request: pytest.FixtureRequest) -> AsyncIterator[AsyncSession]:
+ENGINES_AND_LIMITS = {
+    "sqlite": ("sqlite", None),
+    "sqlite, limit=2": ("sqlite", 2),
+    "postgresql": ("postgresql", None),
+    "postgresql, limit=2": ("postgresql", 2),
+}
+
+
+@pytest.fixture(params=cases(ENGINES_AND_LIMITS, quick=lambda name: name in ("sqlite, limit=2", "postgresql")))
+async def session(request: pytest.FixtureRequest) -> AsyncIterator[AsyncSession]:
     """A session on each engine, with and without a narrow replay window."""
-    async with AsyncSessionStore(database_url) as store:
-        yield store.session("user_123", settings=SessionSettings(limit=request.param))
+    engine, limit = ENGINES_AND_LIMITS[request.param]
+    async with AsyncSessionStore(request.getfixturevalue(f"empty_{engine}")) as store:
+        yield store.session("user_123", settings=SessionSettings(limit=limit))
 
 
 async def everything(session: AsyncSession) -> list[Item]:
