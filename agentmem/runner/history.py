@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ..items import Item
-from ..replay import begins_earlier, exchange_members, is_input_message, is_output, whole_exchanges
+from ..replay import begins_earlier, exchange_members, is_input_message, is_output
 from .agent import Agent, handoff_output
 
 _FIRST_TAIL_ITEMS = 16
@@ -135,27 +135,37 @@ async def history_before(
         window: the session's replay window without the items of the turn, oldest first.
         stored: how many of the turn's items are stored; they are the latest of the session.
     """
-    if session is None or not begins_earlier([*window, *current], len(window)):
-        return _select_history(window, current, len(window))
-    limit = max(_FIRST_TAIL_ITEMS, 2 * len(window))
-    while True:
+    before, limit = window, max(_FIRST_TAIL_ITEMS, 2 * len(window))
+    while session is not None and begins_earlier([*before, *current], len(before)):
         tail = await session.get_items(limit=limit + stored)
         before = tail[: max(0, len(tail) - stored)]
-        has_window = len(whole_exchanges(before)) >= len(window)
-        if len(before) < limit or (has_window and not begins_earlier([*before, *current], len(before))):
-            return _select_history(before, current, len(window))
+        if len(before) < limit:
+            break
         limit *= 4
+    return _select_history(before, current, window)
 
 
-def _select_history(before: list[Item], current: list[Item], window_length: int) -> list[Item]:
-    """Return the latest `window_length` whole items of `before`, and all that are in one exchange with the turn."""
-    whole = [index for index, members in enumerate(exchange_members(before)) if members]
-    in_window = set(whole[max(0, len(whole) - window_length) :])
-    members = exchange_members([*before, *current], running_from=len(before))
+def _select_history(before: list[Item], current: list[Item], window: list[Item]) -> list[Item]:
+    """Return the whole exchanges of the window, and all that are in one exchange with the turn.
+
+    Args:
+        before: the window, or the latest items before the turn.
+        current: the items of the turn.
+        window: the window. Some of its items can be older than those of `before`.
+    """
+    older = len(window)  # how many items of the window are older than `before`, or not found there yet
+    in_window: set[int] = set()
+    for index in reversed(range(len(before))):
+        if older and before[index] == window[older - 1]:
+            older -= 1
+            in_window.add(index)
+    known = [*window[:older], *before]
+    in_window = {*range(older), *(index + older for index in in_window)}
+    exchanges = exchange_members([*known, *current], running_from=len(known))
     return [
         item
-        for index, item in enumerate(before)
-        if members[index] and (index in in_window or max(members[index]) >= len(before))
+        for item, members in zip(known, exchanges, strict=False)
+        if any(index in in_window or index >= len(known) for index in members)
     ]
 
 
