@@ -4,7 +4,7 @@ The window is the longest suffix of the history, without its incomplete exchange
 
 - It has at most ``limit`` items, ``max_turns`` turns and ``max_tokens`` tokens.
 - No exchange is cut: a call stays with its output, an approval request with its response, and reasoning with the item
-  that it led to.
+  that it led to. An asynchronous call is whole without an output, too.
 - The order of the items is kept. Settings without a cap leave the history as it is.
 
 The Responses API defines what an exchange is, and answers 400 to a half of one:
@@ -38,6 +38,7 @@ CALL_OF = {
 ``ResponseInputItemParam``)."""
 
 _CALLS = frozenset(CALL_OF.values())
+_ASYNC_KINDS = frozenset({"function_call", "custom_tool_call"})
 _INPUT_ROLES = frozenset({"user", "system", "developer"})
 
 _Cap = Annotated[int, Field(strict=True, ge=0)]
@@ -111,10 +112,53 @@ def whole_exchanges(items: Sequence[Item]) -> list[Item]:
     Args:
         items: the history, oldest first. A half of an exchange that is not among them counts as missing.
     """
-    exchanges = _group_into_exchanges(items, at_start=True)
+    return [item for item, members in zip(items, exchange_members(items), strict=True) if members]
+
+
+def exchange_members(items: Sequence[Item], *, running_from: int | None = None) -> list[Sequence[int]]:
+    """Return for each item the indexes of its exchange, its own among them; none if the exchange is incomplete.
+
+    Args:
+        items: the history, oldest first. A half of an exchange that is not among them counts as missing.
+        running_from: the index where the turn begins that the model is asked to go on with. A program that runs in this
+            turn is whole without an output if each of its calls has one: the API resumes it, and needs all of it
+            (https://developers.openai.com/api/docs/guides/tools-programmatic-tool-calling). None: no program runs.
+    """
+    exchanges = _group_into_exchanges(items, at_start=True, running_from=running_from)
     return [
-        item for item, exchange in zip(items, exchanges, strict=True) if exchange is None or not exchange.is_incomplete
+        (index,) if exchange is None else () if exchange.is_incomplete else exchange.members
+        for index, exchange in enumerate(exchanges)
     ]
+
+
+def begins_earlier(items: Sequence[Item], start: int) -> bool:
+    """Whether an item from the index `start` on needs one that is older than all of these, such as the call of an
+    output."""
+    exchanges = _group_into_exchanges(items, at_start=False)
+    return any(exchange is not None and exchange.may_begin_earlier for exchange in exchanges[start:])
+
+
+def unanswered_calls(items: Sequence[Item]) -> list[Item]:
+    """Return the calls, programs and approval requests whose output or response is not among the items after them."""
+    unanswered: dict[tuple[str, str], list[int]] = {}
+    for index, item in enumerate(items):
+        kind = _kind(item)
+        if kind in _CALLS:
+            unanswered.setdefault((kind, _call_id(item, kind)), []).append(index)
+        elif kind in CALL_OF:
+            calls = unanswered.get((CALL_OF[kind], _call_id(item, kind)))
+            if calls:
+                calls.pop()
+    return [items[index] for index in sorted(index for calls in unanswered.values() for index in calls)]
+
+
+def is_async_call(item: Item) -> bool:
+    """Whether the item is a call for whose output the model does not wait.
+
+    It may come in any later request, and until then the call is sent without one
+    (https://developers.openai.com/api/docs/guides/async-tool-calling).
+    """
+    return item.get("async") is True and _kind(item) in _ASYNC_KINDS
 
 
 def is_output(item: Item) -> bool:
@@ -220,7 +264,9 @@ class _Exchange:
         self.is_entered = False
 
 
-def _group_into_exchanges(items: Sequence[Item], *, at_start: bool) -> list[_Exchange | None]:
+def _group_into_exchanges(
+    items: Sequence[Item], *, at_start: bool, running_from: int | None = None
+) -> list[_Exchange | None]:
     """Find the exchange of each item; None for an item that is valid by itself, as most are."""
     exchanges: list[_Exchange | None] = [None] * len(items)
     unanswered: dict[tuple[str, str], list[int]] = {}  # the indexes of calls, by their type and id
@@ -256,8 +302,21 @@ def _group_into_exchanges(items: Sequence[Item], *, at_start: bool) -> list[_Exc
     # An output comes after its call, and there are no items after these. So what is unanswered here stays unanswered.
     for calls in unanswered.values():
         for index in calls:
-            _exchange_at(exchanges, index).is_incomplete = True
+            if not is_async_call(items[index]) and not _is_running(items, exchanges[index], index, running_from):
+                _exchange_at(exchanges, index).is_incomplete = True
     return exchanges
+
+
+def _is_running(items: Sequence[Item], exchange: _Exchange | None, index: int, running_from: int | None) -> bool:
+    """Whether the item at `index` is a program with calls of its own that the turn from `running_from` on is part of.
+
+    A call of the program that has no output is not looked for: it makes the exchange incomplete by itself.
+    """
+    if running_from is None or exchange is None or _kind(items[index]) != "program":
+        return False
+    call_id = _call_id(items[index], "program")
+    owned = [member for member in exchange.members if _program_id(items[member]) == call_id]
+    return bool(owned) and max(exchange.members) >= running_from
 
 
 def _exchange_at(exchanges: list[_Exchange | None], index: int) -> _Exchange:

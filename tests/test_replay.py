@@ -40,11 +40,14 @@ from agentmem.items import json_size_bytes
 from agentmem.replay import (
     CALL_OF,
     SessionSettings,
+    begins_earlier,
     estimate_tokens,
+    exchange_members,
     find_window,
     is_input_message,
     is_output,
     replay_window,
+    unanswered_calls,
     whole_exchanges,
 )
 
@@ -950,3 +953,80 @@ def test_the_default_count_by_hand() -> None:
     assert estimate_tokens({"a": "12"}) == 3  # ten bytes
     assert estimate_tokens({"a": "1234"}) == 3
     assert estimate_tokens({"a": "12345"}) == 4
+
+
+# ------------------------------------------------------------------------------ what a run needs to know of a history
+
+
+@pytest.mark.parametrize("kind", ["function_call", "custom_tool_call"])
+def test_an_asynchronous_call_is_replayed_without_its_output_and_with_its_reasoning(kind: str) -> None:
+    pending = call(kind, **{"async": True})
+    history = numbered([message("user"), reasoning(), pending, message("assistant"), message("user")])
+    assert whole_exchanges(history) == history
+    for limit, length in enumerate([0, 1, 2, 2, 4, 5]):
+        assert replay_window(history, SessionSettings(limit=limit)) == history[len(history) - length :]
+
+
+def test_the_output_of_an_asynchronous_call_is_never_replayed_without_it() -> None:
+    pending = call("custom_tool_call", **{"async": True})
+    history = numbered([pending, message("user"), output("custom_tool_call"), message("assistant")])
+    assert replay_window(history, SessionSettings(limit=3)) == history[3:]
+    assert replay_window(history, SessionSettings(limit=4)) == history
+    assert whole_exchanges(history[1:]) == [history[1], history[3]]
+
+
+def test_only_true_makes_a_call_asynchronous_and_only_the_calls_of_the_applications_tools() -> None:
+    for value in (False, None, 1, "true"):
+        assert whole_exchanges([call("function_call", **{"async": value})]) == []
+    for kind in OUTPUT_KIND.keys() - {"function_call", "custom_tool_call"}:
+        assert whole_exchanges([call(kind, **{"async": True})]) == []
+
+
+@given(histories())
+def test_the_members_of_an_exchange_are_the_oracles_and_none_where_one_is_missing(history: History) -> None:
+    exchanges = {place: exchange for exchange in exchanges_of(history) for place in exchange}
+    assert [set(members) for members in exchange_members(history)] == [
+        exchanges.get(place, set()) for place in range(len(history))
+    ]
+
+
+P1 = {"caller": {"type": "program", "caller_id": "p1"}}
+RUNNING = numbered(
+    [message("user"), reasoning(), call("program", "p1"), call("shell_call", **P1), output("shell_call")]
+)
+
+
+def test_a_program_runs_while_its_turn_goes_on_and_its_calls_have_their_outputs() -> None:
+    assert whole_exchanges(RUNNING) == RUNNING[:1]
+    for running_from in range(len(RUNNING)):
+        assert [set(members) for members in exchange_members(RUNNING, running_from=running_from)] == [
+            {0},
+            *[{1, 2, 3, 4}] * 4,
+        ]
+    for lacking in (RUNNING[:3], RUNNING[:4]):
+        assert [bool(members) for members in exchange_members(lacking, running_from=0)] == [
+            True,
+            *[False] * (len(lacking) - 1),
+        ]
+
+
+def test_a_program_that_an_earlier_turn_left_behind_does_not_run() -> None:
+    history = [*RUNNING, message("user")]
+    assert [bool(members) for members in exchange_members(history, running_from=5)] == [True, *[False] * 4, True]
+
+
+def test_an_output_without_its_call_and_a_call_without_its_program_begin_earlier() -> None:
+    assert not begins_earlier(RUNNING, 0)
+    assert begins_earlier(RUNNING[3:], 0)
+    assert begins_earlier(RUNNING[4:], 0)
+    assert not begins_earlier([output("shell_call", "b"), *RUNNING], 1)  # asked is what is from there on
+    assert not begins_earlier([message("user"), reasoning(), message("user")], 0)
+
+
+@pytest.mark.parametrize("first", OUTPUT_KIND)
+def test_a_call_is_unanswered_until_its_output_comes_after_it(first: str) -> None:
+    one, other = call(first, "a"), call(first, "b")
+    assert unanswered_calls([one, message("user"), other]) == [one, other]
+    assert unanswered_calls([one, other, output(first, "a")]) == [other]
+    assert unanswered_calls([output(first, "a"), one]) == [one]
+    assert unanswered_calls([one, output(first, "a"), output(first, "a"), one]) == [one]

@@ -116,6 +116,10 @@ class Agent:
         _check_unique_names(self, [*(tool.name for tool in self.tools), *names])
         return dict(zip(names, self.handoffs, strict=True))
 
+    def function_names(self) -> set[str]:
+        """Return the names of the functions that the model can call: the tools and the handoffs."""
+        return {tool.name for tool in self.tools} | self.handoff_targets().keys()
+
     def tool_specs(self) -> list[dict[str, Any]]:
         """Return the tools and handoffs in the format of the Responses API."""
         specs = [tool.spec for tool in self.tools]

@@ -9,6 +9,7 @@ from typing import Any
 from ..items import Item
 from ..replay import SessionSettings
 from .model import Model, check_model
+from .reasoning import REPLAY_REASONING, ReplayReasoning
 from .run_queue import STEP_WAIT_S
 
 InputCallback = Callable[[list[Item], list[Item]], "list[Item] | Awaitable[list[Item]]"]
@@ -19,7 +20,7 @@ InputCallback = Callable[[list[Item], list[Item]], "list[Item] | Awaitable[list[
 class RunConfig:
     """The settings of one run. A setting that is None leaves the matter to the agents and the session.
 
-    The settings have the same names as in the Agents SDK.
+    The settings that the Agents SDK has too have the same names there.
 
     Args:
         model: the model of every agent in the run: a name or a :class:`~agentmem.runner.Model`.
@@ -36,10 +37,15 @@ class RunConfig:
             agentmem knows nothing of, and then each would wait for the other forever. So after that time this run fails
             with a RunError. A run that waits for anything else, such as a model's answer or runs before it, waits
             without a limit. None: no limit here either.
+        replay_reasoning: which reasoning of the session is sent. "all"; or "encrypted": what stands by itself, because
+            it has its encrypted content (or its text), where the provider has forgotten what it knew only by its id; or
+            "none", where the model's key, organization or kind has changed and it cannot be decrypted. Nothing is
+            removed from the session.
 
     Raises:
         TypeError: an argument has the wrong type.
-        ValueError: the model's name is empty, or ``session_wait_s`` is not above 0.
+        ValueError: the model's name is empty, ``session_wait_s`` is not above 0, or ``replay_reasoning`` is none of the
+            three.
     """
 
     model: str | Model | None = None
@@ -47,6 +53,7 @@ class RunConfig:
     session_settings: SessionSettings | None = None
     session_input_callback: InputCallback | None = None
     session_wait_s: float | None = STEP_WAIT_S
+    replay_reasoning: ReplayReasoning = "all"
 
     def __post_init__(self) -> None:
         check_model(self.model, "RunConfig")
@@ -61,6 +68,9 @@ class RunConfig:
             raise ValueError(
                 f"RunConfig: session_wait_s is a number of seconds above 0 or None, got {self.session_wait_s!r}"
             )
+        if self.replay_reasoning not in REPLAY_REASONING:
+            names = ", ".join(map(repr, REPLAY_REASONING))
+            raise ValueError(f"RunConfig: replay_reasoning is one of {names}, got {self.replay_reasoning!r}")
 
     def __repr__(self) -> str:
         changed = [one.name for one in fields(self) if getattr(self, one.name) != one.default]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ..items import Item
-from ..replay import is_input_message, is_output, whole_exchanges
+from ..replay import begins_earlier, exchange_members, is_input_message, is_output
 from .agent import Agent, handoff_output
 
 _FIRST_TAIL_ITEMS = 16
@@ -46,65 +47,144 @@ def unwrap_session(session: Any) -> SessionLike | None:
     return async_session  # type: ignore[no-any-return]  # checked as far as a structural type can be
 
 
-async def history_before_input(session: SessionLike | None, input_items: list[Item], window: list[Item]) -> list[Item]:
-    """Return what is sent before the input: the window's whole exchanges, and those that the input completes.
+@dataclass(frozen=True)
+class UnfinishedTurn:
+    """The turn with which a session ends, and which the model has not answered.
 
-    A capped window leaves out a call that has no output yet, such as a request for approval. If the input has the
-    output, the call is sent, however small the window is.
-
-    Args:
-        session: the session; None without one.
-        input_items: the input of the run.
-        window: the session's replay window, oldest first.
+    Attributes:
+        items: its input as it is stored, and everything after it, oldest first.
+        input_length: how many of them are the input.
     """
-    whole = whole_exchanges([*window, *input_items])
-    limit = max(_FIRST_TAIL_ITEMS, 2 * len(window))
-    while session is not None and _lacks_a_call(whole, input_items):
-        tail = await session.get_items(limit=limit)
-        whole_before = whole_exchanges(tail)
-        whole = whole_exchanges([*tail, *input_items])
-        is_found = len(whole_before) >= len(window) and not _lacks_a_call(whole, input_items)
-        if is_found or len(tail) < limit:
-            beyond_window = set(map(id, whole_before[: max(0, len(whole_before) - len(window))]))
-            whole = [item for item in whole if id(item) not in beyond_window]
-            break
-        limit *= 4
-    input_ids = set(map(id, input_items))
-    return [item for item in whole if id(item) not in input_ids]
+
+    items: list[Item]
+    input_length: int
 
 
-def _lacks_a_call(whole: list[Item], input_items: list[Item]) -> bool:
-    """Whether an output in the input is not among the whole exchanges, because its call is not known."""
-    known = set(map(id, whole))
-    return any(is_output(item) and id(item) not in known for item in input_items)
-
-
-async def unfinished_turn(session: SessionLike, input_items: list[Item], window: list[Item]) -> list[Item] | None:
+async def unfinished_turn(session: SessionLike, input_items: list[Item]) -> UnfinishedTurn | None:
     """Return the turn with which the session ends, if an earlier run with the same input left it unfinished.
+
+    A run stores its input as it is, together with the first response, and then only what follows from it. So the turn
+    is known by what was stored for it: the input, item by item, and no message after it.
 
     Args:
         session: the session.
         input_items: the input of the run; empty to continue whatever turn is unfinished.
-        window: the session's replay window, oldest first.
 
     Returns:
-        The input as it is stored, and everything after it. None if the session does not end with tool outputs that
-        the model has not answered, or if that turn has another input.
+        None if the session does not end with an output that the model has not answered, or if the last turn has another
+        input.
     """
-    if window and not is_output(window[-1]):
-        return None  # the usual case, without a second read
-    limit = 1  # the window may be empty only because the turn does not fit into it
+    limit = 1
     while True:
         tail = await session.get_items(limit=limit)
         if not tail or not is_output(tail[-1]):
             return None
-        input_end = max((index + 1 for index, item in enumerate(tail) if is_input_message(item)), default=0)
-        input_start = input_end - (len(input_items) or 1)
-        if input_end and input_start >= 0:
-            return tail[input_start:] if input_items in ([], tail[input_start:input_end]) else None
-        if len(tail) < limit:
-            return None
+        if len(tail) < limit or _has_turn_start(tail, input_items):
+            return _find_turn(tail, input_items)
         limit = max(_FIRST_TAIL_ITEMS, limit * 4)
+
+
+def _has_turn_start(tail: list[Item], input_items: list[Item]) -> bool:
+    """Whether older items than these cannot change what :func:`_find_turn` finds."""
+    last_message = _last_message_index(tail)
+    if last_message is None:
+        return False
+    if not input_items:
+        return not all(map(is_input_message, tail[: last_message + 1]))
+    return last_message >= (_last_message_index(input_items) or 0)
+
+
+def _find_turn(tail: list[Item], input_items: list[Item]) -> UnfinishedTurn | None:
+    """Find the input in the latest items of a session, with no message between it and their end."""
+    last_message, last_in_input = _last_message_index(tail), _last_message_index(input_items)
+    if not input_items:
+        if last_message is None:
+            return None
+        start = last_message
+        while start and is_input_message(tail[start - 1]):
+            start -= 1
+        return UnfinishedTurn(tail[start:], last_message + 1 - start)
+    length = len(input_items)
+    if last_in_input is None:  # such as the output of a call, or the response to an approval request
+        candidates = range(0 if last_message is None else last_message + 1, len(tail) - length + 1)
+    else:  # its last message is the last one there
+        start = -1 if last_message is None else last_message - last_in_input
+        candidates = range(max(0, start), start + 1)
+    starts = [start for start in candidates if tail[start : start + length] == input_items]
+    # What a model added can equal the input, where its server counts the calls of each response from 1. So an input
+    # that something was added to is preferred.
+    continued = [start for start in starts if start + length < len(tail)]
+    return UnfinishedTurn(tail[(continued or starts)[-1] :], length) if starts else None
+
+
+def _last_message_index(items: list[Item]) -> int | None:
+    return next((index for index in reversed(range(len(items))) if is_input_message(items[index])), None)
+
+
+async def history_before(
+    session: SessionLike | None, current: list[Item], window: list[Item], *, stored: int = 0
+) -> list[Item]:
+    """Return what is sent before a turn: the window's whole exchanges, and those that the turn completes.
+
+    A capped window leaves out a call that has no output yet, such as a request for approval, or a program that still
+    runs. If the turn has the output, the call is sent, however small the window is and however old the call.
+
+    Args:
+        session: the session; None without one.
+        current: the items of the turn: the input of the run, or a turn that it continues.
+        window: the session's replay window without the items of the turn, oldest first.
+        stored: how many of the turn's items are stored; they are the latest of the session.
+    """
+    before, limit = window, max(_FIRST_TAIL_ITEMS, 2 * len(window))
+    while session is not None and begins_earlier([*before, *current], len(before)):
+        tail = await session.get_items(limit=limit + stored)
+        before = tail[: max(0, len(tail) - stored)]
+        if len(before) < limit:
+            break
+        limit *= 4
+    return _select_history(before, current, window)
+
+
+def _select_history(before: list[Item], current: list[Item], window: list[Item]) -> list[Item]:
+    """Return the whole exchanges of the window, and all that are in one exchange with the turn.
+
+    Args:
+        before: the window, or the latest items before the turn.
+        current: the items of the turn.
+        window: the window. Some of its items can be older than those of `before`.
+    """
+    older = len(window)  # how many items of the window are older than `before`, or not found there yet
+    in_window: set[int] = set()
+    for index in reversed(range(len(before))):
+        if older and before[index] == window[older - 1]:
+            older -= 1
+            in_window.add(index)
+    known = [*window[:older], *before]
+    in_window = {*range(older), *(index + older for index in in_window)}
+    exchanges = exchange_members([*known, *current], running_from=len(known))
+    return [
+        item
+        for item, members in zip(known, exchanges, strict=False)
+        if any(index in in_window or index >= len(known) for index in members)
+    ]
+
+
+def whole_turn(history: list[Item], turn: list[Item]) -> list[Item]:
+    """Return a stored turn as it is sent after its history: without what nobody can answer any more."""
+    members = exchange_members([*history, *turn], running_from=len(history))
+    return [item for item, own in zip(turn, members[len(history) :], strict=True) if own]
+
+
+def without_turn(window: list[Item], turn: list[Item]) -> list[Item]:
+    """Return a replay window without the items of the turn with which the session ends.
+
+    The window can have all of them, the latest ones, or all but those of incomplete exchanges.
+    """
+    length = len(window)
+    for item in reversed(turn):
+        if length and window[length - 1] == item:
+            length -= 1
+    return window[:length]
 
 
 def agent_after(agent: Agent, turn: list[Item]) -> Agent:

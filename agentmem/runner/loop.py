@@ -31,13 +31,23 @@ from ..items import (
     encode_items,
     message_text,
 )
-from ..replay import is_call, is_output, replay_window, whole_exchanges
+from ..replay import SessionSettings, exchange_members, is_output, replay_window
 from ..threads import call_in_thread
 from .agent import Agent, handoff_output
+from .answer import answer_text, call_output, calls_to_run, waits_for_caller
 from .config import RunConfig
 from .context import RunContext
-from .history import SessionLike, agent_after, history_before_input, unfinished_turn
+from .history import (
+    SessionLike,
+    UnfinishedTurn,
+    agent_after,
+    history_before,
+    unfinished_turn,
+    whole_turn,
+    without_turn,
+)
 from .model import Model, ModelRequest, ModelResponse, StreamingModel, Usage
+from .reasoning import leave_out_reasoning
 from .responses_api import resolve_model
 from .result import RunResult
 from .run_queue import run_queue
@@ -97,18 +107,27 @@ class Run:
     async def _load_history(self) -> None:
         """Read the history, and find out whether the input is the beginning of an unfinished turn in it."""
         window = await self._read_window()
-        turn = await unfinished_turn(self.session, self.input_items, window) if self.session is not None else None
+        turn = await self._unfinished_turn(window)
         if turn is None:
-            history, current = await history_before_input(self.session, self.input_items, window), self.input_items
+            history, current = await history_before(self.session, self.input_items, window), self.input_items
             self.unstored_input = self.input_items
         else:
             # The turn is sent whole, however small the window is, as it was in the run that began it.
-            window, current = whole_exchanges(window), whole_exchanges(turn)
-            history = window[: max(0, len(window) - len(current))]
-            self.stored_outputs = sum(map(is_output, current))
+            window, stored = without_turn(window, turn.items), len(turn.items)
+            history = await history_before(self.session, turn.items, window, stored=stored)
+            current = leave_out_reasoning(whole_turn(history, turn.items), self.config.replay_reasoning)
+            self.stored_outputs = sum(map(is_output, turn.items[turn.input_length :]))
             self.agent = agent_after(self.agent, current)
+        history = leave_out_reasoning(history, self.config.replay_reasoning)
         self.to_send = await self._apply_input_callback(history, current)
         self.replayed = _without(self.to_send, self.unstored_input)
+
+    async def _unfinished_turn(self, window: list[Item]) -> UnfinishedTurn | None:
+        settings = self.config.session_settings or getattr(self.session, "settings", None)
+        is_whole_history = isinstance(settings, SessionSettings) and not settings.has_caps
+        if self.session is None or (is_whole_history and not (window and is_output(window[-1]))):
+            return None  # the usual case, without a second read
+        return await unfinished_turn(self.session, self.input_items)
 
     async def _read_window(self) -> list[Item]:
         settings = self.config.session_settings
@@ -138,7 +157,8 @@ class Run:
                 texts = begun if isinstance(begun, list) else encode_items(await begun)
         except Exception as error:
             raise RunError(f"the session_input_callback failed: {type(error).__name__}: {error}") from error
-        return whole_exchanges([decode_item(text) for text in texts])
+        items = [decode_item(text) for text in texts]
+        return [item for item, members in zip(items, exchange_members(items, running_from=0), strict=True) if members]
 
     async def _call_model_and_tools(self) -> RunResult | None:
         """Call the model, run the tools and handoffs that it asks for, and store all of it.
@@ -149,11 +169,12 @@ class Run:
         agent = self.agent
         response = await self._call_model()
         self.usage += response.usage
-        calls = [item for item in response.output if item.get("type") == "function_call"]
+        calls = calls_to_run(response.output, agent.function_names())
         outputs, next_agent = await self._run_tools_and_handoffs(calls)
         produced = [*response.output, *(output.raw_item for output in outputs)]
-        needs_caller = _needs_caller(produced)
-        final_output = None if calls or needs_caller else await _final_output(agent, response.output)
+        needs_caller = waits_for_caller(produced)
+        text = None if calls or needs_caller else answer_text(response.output)
+        final_output = None if text is None else await _final_output(agent, text)
         await self._store(produced)
         self.new_items += [_to_run_item(item, agent) for item in response.output]
         self.new_items += outputs
@@ -226,7 +247,7 @@ class Run:
                 continue
             if next_agent is None:
                 next_agent = target
-                item = _function_call_output(call, handoff_output(target))
+                item = call_output(call, handoff_output(target))
                 outputs.append(HandoffOutputItem(item, agent.name, target_agent_name=target.name))
             else:
                 text = f"Error: the conversation was already handed over to {next_agent.name}"
@@ -268,11 +289,7 @@ class Run:
 
 
 def _tool_output_item(call: Item, output: ToolOutput, agent: Agent) -> RunItem:
-    return ToolCallOutputItem(_function_call_output(call, output.text), agent.name, output=output.value)
-
-
-def _function_call_output(call: Item, text: str) -> Item:
-    return {"type": "function_call_output", "call_id": call.get("call_id"), "output": text}
+    return ToolCallOutputItem(call_output(call, output.text), agent.name, output=output.value)
 
 
 def _to_run_item(item: Item, agent: Agent) -> RunItem:
@@ -283,9 +300,9 @@ def _to_run_item(item: Item, agent: Agent) -> RunItem:
         return ReasoningItem(item, agent.name)
     if kind == "function_call" and item.get("name") in agent.handoff_targets():
         return HandoffCallItem(item, agent.name)
-    if kind.endswith("_output"):  # a hosted tool whose output is an item of its own
-        return ToolCallOutputItem(item, agent.name, output=item.get("output"))
-    if kind.endswith("_call"):
+    if kind.endswith("_output"):  # a hosted tool or a program, whose output is an item of its own
+        return ToolCallOutputItem(item, agent.name, output=item.get("result" if kind == "program_output" else "output"))
+    if kind.endswith("_call") or kind == "program":
         return ToolCallItem(item, agent.name)
     return RunItem(item, agent.name)
 
@@ -294,22 +311,10 @@ def _kind(item: Item) -> str:
     return str(item.get("type", "message"))
 
 
-async def _final_output(agent: Agent, output: list[Item]) -> Any:
-    text = _last_message_text(output)
+async def _final_output(agent: Agent, text: str) -> Any:
     if agent.output_type is None:
         return text
     return await call_in_thread(partial(agent.parse, text))  # its validators are the caller's code
-
-
-def _last_message_text(output: list[Item]) -> str:
-    messages = [item for item in output if _kind(item) == "message"]
-    return message_text(messages[-1]) if messages else ""
-
-
-def _needs_caller(produced: list[Item]) -> bool:
-    """Whether the model asks for something that only the caller can give, such as an approval."""
-    whole = set(map(id, whole_exchanges(produced)))
-    return any(is_call(item) and id(item) not in whole for item in produced)
 
 
 def _without(items: list[Item], removed: list[Item]) -> list[Item]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pydantic_core import to_json
@@ -18,12 +19,22 @@ from ..errors import ModelError
 from ..items import Item
 from .client import shared_client
 from .model import Model, ModelRequest, ModelResponse, Usage
+from .reasoning import (
+    ENCRYPTED_CONTENT,
+    advice_for_refusal,
+    leave_out_reasoning,
+    may_encrypt,
+    refuses_encrypted_content,
+)
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
 DEFAULT_MODEL = "gpt-5.6-luna"
 """The model if neither the agent nor OPENAI_DEFAULT_MODEL names one; also the default of the Agents SDK (0.24)."""
+
+# The servers and models that refused to give encrypted reasoning. They are not asked again in this process.
+_without_encrypted_content: set[tuple[str, str]] = set()
 
 
 class OpenAIResponsesModel:
@@ -33,12 +44,17 @@ class OpenAIResponsesModel:
     on an event loop then share one client, and so one pool of connections. It is closed when the loop shuts down. It
     has the default retries (two) and timeouts of the ``openai`` package.
 
+    **Reasoning.** Each request asks for ``reasoning.encrypted_content``, so that a session can be replayed when the
+    provider has forgotten its reasoning; not if the model's name says that it does not reason, or once the server has
+    refused to give it. With ``"store": False`` the provider keeps nothing, so stored reasoning without its content is
+    not sent.
+
     Args:
         model: the name of the model.
         client: your own ``openai.AsyncOpenAI``, for other retries or timeouts, or for Azure. It can be used only on the
             event loop where it was first used, and agentmem does not close it.
         settings: further arguments of ``client.responses.create``, such as ``{"temperature": 0}`` or
-            ``{"store": False}``.
+            ``{"store": False}``. What ``include`` names is asked for besides; ``{"include": None}`` asks for nothing.
 
     Raises:
         ValueError: ``model`` is empty or not a string.
@@ -68,8 +84,8 @@ class OpenAIResponsesModel:
             ModelError: neither a key nor a server is set, the server cannot be reached or refuses the request, or the
                 answer failed or was cut short.
         """
-        async with self._api_call(request) as (client, create, arguments):
-            response = await create(**arguments)
+        async with self._api_call(request) as (client, create):
+            response = await create()
             to_dict = getattr(response, "to_dict", None)
             if not callable(to_dict):  # openai returns the text of an answer that is not JSON
                 raise ModelError(
@@ -86,8 +102,8 @@ class OpenAIResponsesModel:
             ModelError: as in :meth:`respond`, or the stream ended before the answer did.
         """
         async with (
-            self._api_call(request) as (client, create, arguments),
-            await create(**arguments, stream=True) as events,
+            self._api_call(request) as (client, create),
+            await create(stream=True) as events,
         ):
             async for event in events:
                 if event.type in _TEXT_DELTAS:
@@ -98,40 +114,68 @@ class OpenAIResponsesModel:
                     yield self._to_model_response(event.response.to_dict(mode="json", warnings=False))
                     return
                 elif event.type == "error":
-                    raise ModelError(f"{self.model}: the stream failed ({event.code}: {event.message})")
+                    advice = advice_for_refusal(f"{event.code}: {event.message}", request.input)
+                    raise ModelError(f"{self.model}: the stream failed ({event.code}: {event.message}){advice}")
             raise ModelError(
                 f"{self.model}: the stream of {client.base_url} ended before the answer did; "
                 "does the server stream the Responses API?"
             )
 
     @asynccontextmanager
-    async def _api_call(self, request: ModelRequest) -> AsyncIterator[tuple[AsyncOpenAI, Any, dict[str, Any]]]:
-        """Yield the client, its ``create`` method and the arguments; turn every error in the block into a ModelError.
-
-        The method has the type Any, because a request is plain JSON here, and openai has a union of 30 typed dicts.
-        """
+    async def _api_call(self, request: ModelRequest) -> AsyncIterator[tuple[AsyncOpenAI, Callable[..., Any]]]:
+        """Yield the client and a function that sends the request; turn every error in the block into a ModelError."""
         client = self._client or await shared_client()
         try:
-            yield client, client.responses.create, self._arguments(request)
+            yield client, partial(self._create, client, request)
         except ModelError:
             raise
         except Exception as error:  # openai's errors; ValueError for invalid UTF-8 or JSON; httpx2's for a bad URL
-            raise ModelError(f"{self.model}: {_describe_error(error, client)}") from error
+            description = f"{self.model}: {_describe_error(error, client)}"
+            advice = advice_for_refusal(f"{description} {getattr(error, 'code', None)}", request.input)
+            raise ModelError(description + advice) from error
 
-    def _arguments(self, request: ModelRequest) -> dict[str, Any]:
+    async def _create(self, client: AsyncOpenAI, request: ModelRequest, **options: Any) -> Any:
+        """Send the request; without asking for encrypted reasoning if the server refuses that.
+
+        The result has the type Any, because a request is plain JSON here, and openai has a union of 30 typed dicts.
+        """
+        create: Any = client.responses.create
         settings = {**self._settings, **request.settings}
-        body: dict[str, Any] = {"input": [_replace_lone_surrogates(_to_input_format(item)) for item in request.input]}
+        server_and_model = (str(client.base_url), self.model)
+        is_asking = server_and_model not in _without_encrypted_content and self._may_ask_for_reasoning(settings)
+        try:
+            return await create(**self._arguments(request, settings, encrypted=is_asking), **options)
+        except Exception as error:
+            if not (is_asking and refuses_encrypted_content(error)):
+                raise
+        response = await create(**self._arguments(request, settings, encrypted=False), **options)
+        _without_encrypted_content.add(server_and_model)
+        return response
+
+    def _may_ask_for_reasoning(self, settings: Mapping[str, Any]) -> bool:
+        """Whether the caller leaves it to this class to ask for encrypted reasoning, and the model may have some."""
+        include = settings.get("include", ())
+        is_ours = include is not None and ENCRYPTED_CONTENT not in include
+        return is_ours and "include" not in settings.get("extra_body", {}) and may_encrypt(self.model)
+
+    def _arguments(self, request: ModelRequest, settings: Mapping[str, Any], *, encrypted: bool) -> dict[str, Any]:
+        items = leave_out_reasoning(request.input, "encrypted") if settings.get("store") is False else request.input
+        body: dict[str, Any] = {"input": [_replace_lone_surrogates(_to_input_format(item)) for item in items]}
         if request.instructions:
             body["instructions"] = request.instructions
         if request.tools:
             body["tools"] = [*settings.get("tools", ()), *request.tools]
         if request.text_format:
             body["text"] = {**settings.get("text", {}), "format": request.text_format}
+        include = [*(settings.get("include") or ()), *([ENCRYPTED_CONTENT] if encrypted else ())]
+        if include:
+            body["include"] = include
         # The body is sent as it is. If the items were arguments, the client would compare each with the 30 kinds of
         # input, which blocks the event loop for 1 ms an item (200 items: 204 ms against 7, openai 3.54).
         body.update(settings.get("extra_body", {}))
         # Older clients insist on an input. The body's input replaces this empty one.
-        return {**settings, "model": self.model, "input": [], "extra_body": body}
+        arguments = {name: value for name, value in settings.items() if name != "include"}
+        return {**arguments, "model": self.model, "input": [], "extra_body": body}
 
     def _to_model_response(self, response: dict[str, Any]) -> ModelResponse:
         status, output = response.get("status", "completed"), response.get("output")

@@ -16,7 +16,8 @@ class RunResult:
 
     Attributes:
         final_output: the text of the last message ("" if there is none), or an instance of the last agent's
-            ``output_type``. None if the model asks for something that only the caller can give.
+            ``output_type``. None if the model asks for something that only the caller can give, or made asynchronous
+            calls and said nothing.
         new_items: the items that the run produced, oldest first, without the input.
         usage: the sum over all model calls.
         last_agent: the agent that was active at the end. Pass it to the next run to continue with it.

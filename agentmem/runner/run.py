@@ -74,11 +74,16 @@ class Runner:
         **Requests to the caller.** A model can ask for something that only the caller can give: an approval, an action
         on a computer, the output of a custom tool. The run then ends. The request is the call without an output in
         ``new_items``, and it stays in the session. Pass the answer as the input of the next run; the request is sent
-        together with it.
+        together with it, and with the program that made it, if one did.
 
-        **Retrying.** If a run fails, run again with the same input, or with an empty list. If the session ends with
-        that input, followed by tool outputs that the model has not answered, the run continues from there. It does not
-        store the input again and does not repeat the tools, and it starts with the agent that was active.
+        **Asynchronous calls.** A call with ``"async": true`` does not end the run. Unless it is a function call of a
+        tool of the agent, which is run, it stays pending: it is sent without an output until a later run has the output
+        in its input.
+
+        **Retrying.** If a run fails, run again with the same input, or with an empty list. If the last turn of the
+        session has that input, item by item, and ends with outputs that the model has not answered, the run continues
+        from there. It does not store the input again and does not repeat the tools, and it starts with the agent that
+        was active.
 
         Args:
             agent: the agent that is active first.

@@ -260,6 +260,7 @@ async def test_instructions_that_fail_end_the_run_and_say_what_the_session_holds
         ({"session_wait_s": "1"}, ValueError, "session_wait_s is a number of seconds"),
         ({"session_wait_s": float("nan")}, ValueError, "session_wait_s is a number of seconds"),
         ({"session_wait_s": True}, ValueError, "session_wait_s is a number of seconds"),
+        ({"replay_reasoning": "some"}, ValueError, "replay_reasoning is one of 'all', 'encrypted', 'none', got 'some'"),
         ({"limit": 3}, TypeError, "limit"),
     ],
 )

@@ -22,6 +22,7 @@ from agentmem.errors import ModelError
 from agentmem.runner import Agent, Model, OfflineModel, OpenAIResponsesModel, Runner, Usage, function_tool
 from agentmem.runner.client import clients_by_loop
 from agentmem.runner.model import ModelRequest
+from agentmem.runner.reasoning import ENCRYPTED_CONTENT
 
 pytestmark = pytest.mark.anyio
 
@@ -66,6 +67,7 @@ async def test_a_request_carries_model_instructions_input_tools_and_format(
             "instructions": "Be kind.",
             "tools": [now.spec],
             "text": {"format": text_format},
+            "include": [ENCRYPTED_CONTENT],
         }
     ]
 
@@ -73,7 +75,7 @@ async def test_a_request_carries_model_instructions_input_tools_and_format(
 async def test_what_is_not_set_is_not_sent(server: ResponsesServer, model: OpenAIResponsesModel) -> None:
     server.answer(message("Hello"))
     await model.respond(HELLO)
-    assert server.requests == [{"model": "test-model", "input": HELLO.input}]
+    assert server.requests == [{"model": "test-model", "input": HELLO.input, "include": [ENCRYPTED_CONTENT]}]
 
 
 async def test_settings_are_further_arguments_of_the_request(

@@ -49,6 +49,7 @@ class ResponsesServer:
         headers: the headers of each, names in lower case.
         arrived: gets one entry per request, before it is answered.
         connections: how many were accepted.
+        has_forgotten: whether it has no stored response any more, and so finds no reasoning by its id.
     """
 
     url: str = ""
@@ -56,6 +57,7 @@ class ResponsesServer:
     headers: list[dict[str, str]] = field(default_factory=list)
     arrived: queue.SimpleQueue[int] = field(default_factory=queue.SimpleQueue)
     connections: list[socket.socket] = field(default_factory=list)
+    has_forgotten: bool = False
     _script: queue.SimpleQueue[Answer] = field(default_factory=queue.SimpleQueue)
 
     def answer(self, *output: Json, gate: threading.Event | None = None, cut: bool = False, **fields: Any) -> None:
@@ -87,6 +89,10 @@ class ResponsesServer:
         refusal = refused(request.get("input", []))
         if refusal:
             return Answer({"error": {"message": refusal, "type": "invalid_request_error"}}, 400)
+        if self.has_forgotten or request.get("store") is False:
+            for item in request.get("input", []):
+                if item.get("type") == "reasoning" and not item.get("encrypted_content"):
+                    return Answer({"error": {"message": NOT_FOUND.format(item["id"]), "param": "input"}}, 404)
         try:
             return self._script.get_nowait()
         except queue.Empty:
@@ -167,14 +173,37 @@ def reasoning(**fields: Any) -> Json:
     return {"id": "rs_1", "type": "reasoning", "summary": [], "encrypted_content": "opaque", **fields}
 
 
+def program(call_id: str = "p1") -> Json:
+    """A program that calls tools, as the API sends it."""
+    return {"id": f"prog_{call_id}", "type": "program", "call_id": call_id, "code": "…", "fingerprint": "…"}
+
+
+def program_output(call_id: str = "p1", result: str = "…") -> Json:
+    """The end of a program, as the API sends it."""
+    item = {"id": f"po_{call_id}", "type": "program_output", "call_id": call_id, "result": result}
+    return {**item, "status": "completed"}
+
+
+def custom_call(call_id: str = "custom_1", **fields: Any) -> Json:
+    """The call of a custom tool, as the API sends it."""
+    return {"id": f"ctc_{call_id}", "type": "custom_tool_call", "call_id": call_id, "name": "n", "input": "x", **fields}
+
+
+NOT_FOUND = (
+    "Item with id '{}' not found. Items are not persisted when `store` is set to false. Try again with `store` set to "
+    "true, or remove this item from your input."
+)
+"""What the API answers, with 404, to reasoning that it is sent by its id alone and does not have."""
+
+OWNED_BY_P1: Json = {"caller": {"type": "program", "caller_id": "p1"}}
+"""What a call has that the program ``p1`` made, and its output."""
+
+
 def refused(items: list[Json]) -> str | None:
     """Why the API would answer 400 to this input; None where it would not."""
-    calls = {item["call_id"] for item in items if item.get("type") == "function_call"}
-    outputs = {item["call_id"] for item in items if item.get("type") == "function_call_output"}
-    for call_id in sorted(calls - outputs):
-        return f"No tool output found for function call {call_id}."
-    for call_id in sorted(outputs - calls):
-        return f"No tool call found for function call output with call_id {call_id}."
+    refusal = refused_calls(items) or refused_programs(items)
+    if refusal:
+        return refusal
     for index, item in enumerate(items):
         follower = items[index + 1] if index + 1 < len(items) else {"role": "user"}
         if item.get("type") == "reasoning":
@@ -184,6 +213,38 @@ def refused(items: list[Json]) -> str | None:
                 return f"Unknown parameter: 'input[{index}].status'."
         if "created_by" in item:
             return f"Unknown parameter: 'input[{index}].created_by'."
+    return None
+
+
+def refused_calls(items: list[Json]) -> str | None:
+    """Why the calls in this input are no valid ones: each has one output, apart from asynchronous ones, after it."""
+    for kind, name in (("function_call", "function call"), ("custom_tool_call", "custom tool call")):
+        calls = [item["call_id"] for item in items if item.get("type") == kind]
+        outputs = [item["call_id"] for item in items if item.get("type") == f"{kind}_output"]
+        pending = {item["call_id"] for item in items if item.get("type") == kind and item.get("async")}
+        for call_id in sorted({*calls} - {*outputs} - pending):
+            return f"No tool output found for {name} {call_id}."
+        for call_id in sorted({*outputs} - {*calls}):
+            return f"No tool call found for {name} output with call_id {call_id}."
+        for call_id in (each for each in outputs if outputs.count(each) > calls.count(each)):
+            return f"Duplicate output found for {name} {call_id}."
+    return None
+
+
+def refused_programs(items: list[Json]) -> str | None:
+    """Why the programs in this input are no valid ones: each is there before its calls, and has some or an output."""
+    programs, owners = set(), set()
+    for item in items:
+        if item.get("type") == "program":
+            programs.add(item["call_id"])
+        owner = item["call_id"] if item.get("type") == "program_output" else None
+        if isinstance(item.get("caller"), dict):
+            owner = item["caller"].get("caller_id")
+        if owner is not None and owner not in programs:
+            return f"No program found for call_id {owner}."
+        owners.add(owner)
+    for call_id in sorted(programs - owners):
+        return f"No output found for program {call_id}."
     return None
 
 
