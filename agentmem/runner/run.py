@@ -21,7 +21,7 @@ from .history import SessionLike, SyncSessionLike, unwrap_session
 from .loop import Run
 from .result import RunResult
 from .run_queue import run_queue
-from .sdk import sdk_runner
+from .sdk import own_connections, sdk_runner
 from .stream import OnEvent, RunStream
 
 
@@ -116,9 +116,9 @@ class Runner:
         async_session = unwrap_session(session)
         runner = sdk_runner(agent, run_config)
         if runner is not None:
-            async with _hold_session(async_session):
+            async with _hold_session(async_session), own_connections(run_config) as config:
                 return await runner.run(
-                    agent, input, session=async_session, max_turns=max_turns, context=context, run_config=run_config
+                    agent, input, session=async_session, max_turns=max_turns, context=context, run_config=config
                 )
         run = _checked_run(agent, input, async_session, max_turns, context, run_config)
         async with _hold_session(async_session):
@@ -143,7 +143,8 @@ class Runner:
     ) -> Any:
         """Do the same as :meth:`run`, in sync code: scripts, threads and notebooks, also while an event loop runs.
 
-        The run is on agentmem's background event loop. The calling thread waits for it.
+        The run is on agentmem's background event loop. The calling thread waits for it. A model object with a client of
+        its own works on one event loop only, so do not use it here and in ``await Runner.run(...)`` too.
 
         Raises:
             RuntimeError: it was called on that background loop; use ``await Runner.run(...)`` there.

@@ -221,7 +221,7 @@ async def test_a_method_that_a_test_replaces_on_a_session_is_what_the_sdk_s_runn
     async with kind("user_123") as session:
         agent = agents.Agent("A", model=testing.ScriptedModel([]))
         session.add_items = fail
-        with pytest.raises(RuntimeError, match="refused .*'Hi'"):
+        with pytest.raises(RuntimeError, match=r"refused .*'Hi'"):
             await agents.Runner.run(agent, "Hi", session=session)
         del session.add_items
         monkeypatch.setattr(session, "get_items", fail)
