@@ -49,6 +49,7 @@ import anyio.to_thread
 from ..arguments import check_settings
 from ..cancellation import UncancellableTask
 from ..engines.base import Engine
+from ..engines.sqlite.connection import MEMORY
 from ..engines.sqlite.engine import SQLiteEngine
 from ..engines.sqlite.sdk_tables import SDKTables
 from ..engines.sqlite.takeover import Takeover, check_source
@@ -201,10 +202,13 @@ async def import_history(
         What was taken over.
 
     Raises:
+        ValueError: ``into`` is ":memory:", which would be gone when this returns.
         StorageError: ``file`` does not exist, is not a database, or has no tables of the SDK's; or one of the databases
             failed. Nothing was taken over.
     """
     tables = SDKTables(sessions_table, messages_table)
+    if into == MEMORY:
+        raise ValueError("into is a file; a database in memory would be gone when this returns")
     source = _real_path(file)
     await anyio.to_thread.run_sync(check_source, source, tables)
     if into is None or _real_path(into) == source:

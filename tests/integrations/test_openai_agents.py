@@ -348,6 +348,13 @@ def test_the_sdk_s_form_on_agentmem_s_own_classes_is_an_error_that_shows_both(
     assert list(tmp_path.iterdir()) == []
 
 
+async def test_a_history_is_not_taken_over_into_memory_where_it_would_be_lost(path: Path) -> None:
+    await sdk_add(path, ONE)
+    with pytest.raises(ValueError, match="into is a file"):
+        await import_history(path, into=":memory:")
+    assert files(path) == {path.name}
+
+
 # Taking over
 
 
