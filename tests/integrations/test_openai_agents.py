@@ -257,7 +257,7 @@ async def test_the_sdk_s_encrypted_session_takes_it_with_its_settings(path: Path
 
     async with kind("user_123", path) as session:
         assert isinstance(session, agents.SessionABC)
-        encrypted = EncryptedSession("user_123", session, "a key of any length")
+        encrypted: Any = EncryptedSession("user_123", session, "a key of any length")
         await encrypted.add_items([ONE, TWO, THREE])
         assert [item["__enc__"] for item in await session.get_items()] == [1, 1, 1]
         assert await encrypted.get_items() == [ONE, TWO, THREE]

@@ -869,9 +869,14 @@ async def test_a_file_that_is_deleted_while_open_is_an_error_and_a_new_handle_st
         assert stored(path) == [TWO]
 
 
+def put_another_there(path: Path) -> None:
+    path.unlink()
+    path.write_bytes(b"another")
+
+
 LOST: dict[str, Callable[[Path], object]] = {
     "deleted": Path.unlink,
-    "replaced": lambda path: (path.unlink(), path.write_bytes(b"another")),
+    "replaced": put_another_there,
     "emptied": lambda path: path.write_bytes(b""),
     "without its WAL": lambda path: path.with_name(f"{path.name}-wal").unlink(),
 }
