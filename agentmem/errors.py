@@ -5,7 +5,7 @@
     AgentMemError
     ├── InvalidItemError (ValueError)          an item has no faithful JSON form
     ├── SessionClosedError (RuntimeError)      a method was called on a closed handle
-    ├── ConflictError                          the session is not in the state that the caller expected
+    ├── ConflictError                          the session is not in the expected state; nothing raises it yet
     ├── StorageError                           the database failed
     │   ├── StorageBusyError                   a lock or the server was not available in time
     │   ├── StorageFullError                   no space is left on the disk
@@ -53,7 +53,10 @@ class SessionClosedError(AgentMemError, RuntimeError):
 
 
 class ConflictError(AgentMemError):
-    """A write was refused because the session is not in the state that the caller expected. Nothing was written."""
+    """A write was refused because the session is not in the state that the caller expected. Nothing was written.
+
+    Nothing raises it yet. It is kept for writes that state what they expect.
+    """
 
 
 class StorageError(AgentMemError):

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import select
+import shlex
 import shutil
 import signal
 import sqlite3
@@ -113,8 +114,8 @@ def contents(database: Path, session_id: str = "default") -> list[str]:
 
 
 def answers(output: str) -> list[str]:
-    """What a chat answered; prompts stand before an answer, because a pipe does not echo what is typed."""
-    return re.findall(r"^(?:you> )+Assistant: (.*)$", output, re.MULTILINE)
+    """What a chat answered."""
+    return re.findall(r"^Assistant: (.*)$", output, re.MULTILINE)
 
 
 @pytest.fixture
@@ -174,13 +175,19 @@ def test_demo_answers_rightly_and_shows_what_was_replayed(demo: tuple[Path, str]
     ]
 
 
-def test_demo_without_a_file_makes_one_and_says_where(demo: tuple[Path, str]) -> None:
+def test_demo_without_a_file_leaves_nothing_and_says_how_to_keep_one_and_go_on(
+    demo: tuple[Path, str], tmp_path: Path
+) -> None:
     folder, output = demo
-    (database,) = folder.glob("agentmem-demo-*/conversations.db")
-    assert f"\n  {database}\n" in output
+    assert list(folder.iterdir()) == []
     assert "All 12 items of Alice's conversation" in output
-    assert contents(database, "alice") == [text for who, text in _of("Alice")]
-    assert contents(database, "bob") == [text for who, text in _of("Bob")]
+    again, go_on = output.strip().splitlines()[-2:]
+    for command in (again, go_on):
+        succeeded(process(tmp_path, *shlex.split(command)[3:], says="What do I love?\n"))
+    assert [path.name for path in tmp_path.iterdir()] == ["demo.db"]
+    assert contents(tmp_path / "demo.db", "bob") == [text for who, text in _of("Bob")]
+    asked = [text for who, text in _of("Alice")]
+    assert contents(tmp_path / "demo.db", "alice") == [*asked, "What do I love?", "You love Python."]
 
 
 def _of(user: str) -> list[tuple[str, str]]:
@@ -253,6 +260,15 @@ def test_the_installed_script_is_the_same_command(tmp_path: Path) -> None:
     assert answers(succeeded(done)) == ["I will remember: your name is Alice."]
     assert succeeded(process(tmp_path, "--version", command=script)) == f"agentmem, version {__version__}\n"
     assert succeeded(process(tmp_path, "--version")) == f"agentmem, version {__version__}\n"
+
+
+def test_a_chat_in_a_pipe_writes_its_answers_and_no_prompt(tmp_path: Path) -> None:
+    done = process(tmp_path, "chat", "--offline", says="My name is Alice.\nWhat is my name?\n")
+    assert succeeded(done).splitlines() == [
+        "Session 'default' in conversations.db: 0 items so far.",
+        "Assistant: I will remember: your name is Alice.",
+        "Assistant: Your name is Alice.",
+    ]
 
 
 def test_an_empty_line_ends_a_chat(tmp_path: Path) -> None:
@@ -615,6 +631,27 @@ def test_a_wrong_use_is_a_usage_error_and_touches_no_file(tmp_path: Path, args: 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("memory", [":memory:", "sqlite:///:memory:"])
+@pytest.mark.parametrize(
+    "args",
+    [
+        "check {}",
+        "backup {} new.db",
+        "backup app.db {}",
+        "copy {} new.db",
+        "copy app.db {}",
+        "import-sdk app.db --into {}",
+        "demo --db {}",
+    ],
+)
+def test_a_database_in_memory_is_refused_where_it_can_only_be_empty(tmp_path: Path, args: str, memory: str) -> None:
+    fill(tmp_path / "app.db", alice=1)
+    done = agentmem(tmp_path, *args.format(memory).split())
+    assert (done.code, done.stdout) == (2, "")
+    assert "a database in memory is empty, and gone when the command ends; give a file" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["app.db"]
+
+
 @pytest.mark.parametrize(
     ("args", "problem"),
     [
@@ -722,9 +759,8 @@ def _chatting(folder: Path, *args: str, env: Mapping[str, str] = MappingProxyTyp
 @pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_at_the_prompt_ends_the_chat_cleanly(tmp_path: Path) -> None:
     with _chatting(tmp_path, "--offline") as chat:
-        chat.wait_for("you> ")
         chat.type("My name is Alice.\n")
-        chat.wait_for("you> ")
+        chat.wait_for("Assistant: I will remember")
         _until_ended(chat.process, lambda: chat.process.send_signal(signal.SIGINT))
         assert (chat.end(), chat.stderr_line()) == (0, "")
     assert contents(tmp_path / "conversations.db") == ["My name is Alice.", "I will remember: your name is Alice."]
@@ -761,7 +797,7 @@ def _until_ended(process: subprocess.Popen[str] | subprocess.Popen[bytes], inter
 class _Terminal:
     """A pseudo-terminal of 80 columns, and a process that has it as its controlling terminal."""
 
-    def __init__(self, folder: Path, *args: str) -> None:
+    def __init__(self, folder: Path, *args: str, stdout: str = "") -> None:
         import fcntl
         import pty
         import struct
@@ -770,7 +806,8 @@ class _Terminal:
         self._master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
         # The leader of a new session gets the terminal that it opens first as its own, so that ^C reaches it.
-        opening = ["sh", "-c", 'tty=$1; shift; exec "$@" <"$tty" >"$tty" 2>&1', "sh", os.ttyname(slave)]
+        opening = ["sh", "-c", 'tty=$1; out=$2; shift 2; exec "$@" <"$tty" 2>"$tty" >"$out"', "sh"]
+        opening += [os.ttyname(slave), stdout or os.ttyname(slave)]
         self._process = subprocess.Popen(
             [*opening, *MODULE, *args], cwd=folder, env=environment({}), start_new_session=True
         )
@@ -808,8 +845,9 @@ class _Terminal:
 
 
 @contextmanager
-def _terminal(folder: Path, *args: str) -> Iterator[_Terminal]:
-    terminal = _Terminal(folder, *args)
+def _terminal(folder: Path, *args: str, stdout: str = "") -> Iterator[_Terminal]:
+    """A command in a terminal; its output goes to the file `stdout`, if there is one."""
+    terminal = _Terminal(folder, *args, stdout=stdout)
     try:
         yield terminal
     finally:
@@ -837,6 +875,19 @@ def test_a_person_at_a_terminal_chats_and_leaves_by_ctrl_d_or_ctrl_c(tmp_path: P
         assert terminal.end() == 0
         assert "Traceback" not in terminal.output
     assert contents(tmp_path / "conversations.db")[-1] == "Your name is Bob."
+
+
+@posix
+@pytest.mark.usefixtures("interruptible")
+def test_a_person_whose_chat_is_written_to_a_file_is_prompted_on_the_terminal(tmp_path: Path) -> None:
+    with _terminal(tmp_path, "chat", "--offline", stdout="chat.txt") as terminal:
+        terminal.wait_for("you>")
+        terminal.type("My name is Bob.\r")
+        terminal.wait_for("you>")
+        terminal.type("\x04")
+        assert terminal.end() == 0
+    assert answers((tmp_path / "chat.txt").read_text()) == ["I will remember: your name is Bob."]
+    assert "you>" not in (tmp_path / "chat.txt").read_text()
 
 
 @posix

@@ -14,7 +14,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from agentmem import AsyncSession, AsyncSQLiteSession, SessionSettings
+from agentmem import AsyncSession, AsyncSQLiteSession, SessionSettings, SQLiteSession
 from agentmem.engines import open_engine as open_by_url
 from agentmem.engines import scheme_of
 from agentmem.engines.base import MAX_SESSION_ID_BYTES, Engine
@@ -247,9 +247,10 @@ async def test_handles_on_one_session_of_one_database_share_a_run_key(make_sessi
         await session.close()
 
 
-def test_the_sqlite_session_refuses_other_databases_by_name() -> None:
-    with pytest.raises(ValueError, match="postgresql"):
-        AsyncSQLiteSession("postgresql://localhost/x", session_id="a")
+@pytest.mark.parametrize("kind", [AsyncSQLiteSession, SQLiteSession])
+def test_the_sqlite_session_refuses_other_databases_and_names_the_classes_for_them(kind: Any) -> None:
+    with pytest.raises(ValueError, match=r"^postgresql:// .* PostgresSession and AsyncPostgresSession; SessionStore"):
+        kind("postgresql://app:secret@localhost/x", session_id="a")
 
 
 TEXTS = st.text(st.characters(exclude_categories=()), max_size=8).filter(

@@ -6,12 +6,12 @@ import click
 
 from ..blocking import run_blocking
 from ..integrations.openai_agents import import_history
-from .terminal import Command, errors, write
+from .terminal import Command, DatabasePath, errors, write
 
 
 @click.command("import-sdk", cls=Command)
 @click.argument("file", type=click.Path(dir_okay=False))
-@click.option("--into", type=click.Path(dir_okay=False), help="Another database; by default FILE itself.")
+@click.option("--into", type=DatabasePath(), help="Another database; by default FILE itself.")
 @click.option("--sessions-table", default="agent_sessions", show_default=True, help="The SDK's table of sessions.")
 @click.option("--messages-table", default="agent_messages", show_default=True, help="The SDK's table of items.")
 def import_sdk(file: str, into: str | None, sessions_table: str, messages_table: str) -> None:

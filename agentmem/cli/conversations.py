@@ -8,6 +8,7 @@ import click
 
 from ..errors import AgentMemError, ModelError
 from ..runner import Agent, Model, OfflineModel, Runner
+from ..runner.responses_api import DEFAULT_MODEL
 from ..sync import SessionStore
 from .terminal import Command, database_name, errors, output, write
 
@@ -21,7 +22,11 @@ from .terminal import Command, database_name, errors, output, write
     show_default=True,
     help="SQLite file, or the URL of a database.",
 )
-@click.option("--model", help="Name of a model; OPENAI_API_KEY and OPENAI_BASE_URL say where it is.")
+@click.option(
+    "--model",
+    help="Name of a model; OPENAI_API_KEY and OPENAI_BASE_URL say where it is. "
+    f"Default: OPENAI_DEFAULT_MODEL, else {DEFAULT_MODEL}.",
+)
 @click.option("--offline", is_flag=True, help="A small rule-based model instead: no network, no key.")
 def chat(session_id: str, db: str, model: str | None, offline: bool) -> None:
     """Talk to a model that remembers; an empty line or Ctrl+D ends.
@@ -55,10 +60,14 @@ def chat(session_id: str, db: str, model: str | None, offline: bool) -> None:
 
 
 def _ask() -> str:
+    """Read a line; "" at the end of the input. There is a prompt where a person types, and none in a pipe or a file."""
+    is_typed = sys.stdin.isatty()
+    console = output if sys.stdout.isatty() else errors
     try:
-        return output.input("[bold]you>[/] ").strip()
+        return (console.input("[bold]you>[/] ") if is_typed else input()).strip()
     except (EOFError, KeyboardInterrupt):
-        output.print()
+        if is_typed:
+            console.print()  # the prompt's line ends here
         return ""
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import click
 
 from ..sync import SessionStore
-from .terminal import Command, database_name, end_with_report, progress_bar, write
+from .terminal import Command, DatabasePath, database_name, end_with_report, progress_bar, write
 
 
 @click.command(cls=Command)
-@click.argument("file", type=click.Path(dir_okay=False))
+@click.argument("file", type=DatabasePath())
 def check(file: str) -> None:
     """Say what is wrong with the sessions in FILE; the exit code is 1 if anything is.
 
@@ -24,8 +24,8 @@ def check(file: str) -> None:
 
 
 @click.command(cls=Command)
-@click.argument("file", type=click.Path(dir_okay=False))
-@click.argument("target", type=click.Path(dir_okay=False))
+@click.argument("file", type=DatabasePath())
+@click.argument("target", type=DatabasePath())
 def backup(file: str, target: str) -> None:
     """Copy FILE to TARGET, a new file, while others may write to it."""
     SessionStore(file).backup(target)
@@ -33,8 +33,8 @@ def backup(file: str, target: str) -> None:
 
 
 @click.command(cls=Command)
-@click.argument("source", type=click.Path(dir_okay=False))
-@click.argument("target", type=click.Path(dir_okay=False))
+@click.argument("source", type=DatabasePath())
+@click.argument("target", type=DatabasePath())
 def copy(source: str, target: str) -> None:
     """Copy every session from SOURCE to TARGET, each a file or the URL of a database.
 

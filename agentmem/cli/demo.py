@@ -20,14 +20,29 @@ from ..items import message_text
 from ..replay import SessionSettings
 from ..runner import Agent, OfflineModel, Runner, RunResult
 from ..sync import Session, SessionStore, SQLiteSession
-from .terminal import Command, output
+from .terminal import Command, DatabasePath, output
 
 
 @click.command(cls=Command)
-@click.option("--db", type=click.Path(dir_okay=False), help="SQLite file to use; by default a new temporary one.")
+@click.option("--db", type=DatabasePath(), help="SQLite file to use and to keep; by default a temporary one.")
 def demo(db: str | None) -> None:
     """Show what agentmem does, on a real file; needs no API key."""
-    path = Path(db).absolute() if db else Path(tempfile.mkdtemp(prefix="agentmem-demo-")) / "conversations.db"
+    go_on = ["chat", "--offline", "--session", "alice", "--db"]
+    if db:
+        path = Path(db).absolute()
+        _demonstrate(path)
+        output.print("Go on with Alice's conversation:")
+        _print_command(*go_on, str(path))
+    else:
+        with tempfile.TemporaryDirectory(prefix="agentmem-demo-") as folder:
+            _demonstrate(Path(folder) / "conversations.db")
+        output.print("It was a temporary file, and is gone. Keep one, and go on with it:")
+        _print_command("demo", "--db", "demo.db")
+        _print_command(*go_on, "demo.db")
+    output.print()
+
+
+def _demonstrate(path: Path) -> None:
     agent = Agent("Assistant", "Answer briefly.", model=OfflineModel())
     output.print(
         "\n[bold]agentmem demo[/]: an agent that remembers, on a real SQLite file. The answers come from a small "
@@ -63,9 +78,11 @@ def demo(db: str | None) -> None:
     size_kb = path.stat().st_size / 1000
     output.print(f"All {stored} items of Alice's conversation, and Bob's, are in this file ({size_kb:.0f} kB):")
     output.print(f"  {path}", style="bold", soft_wrap=True, markup=False)
-    output.print("Go on with Alice's conversation:")
-    command = _quote_for_shell([*_this_program(), "chat", "--offline", "--session", "alice", "--db", str(path)])
-    output.print(f"  {command}\n", style="bold", soft_wrap=True, markup=False)
+
+
+def _print_command(*arguments: str) -> None:
+    command = _quote_for_shell([*_this_program(), *arguments])
+    output.print(f"  {command}", style="bold", soft_wrap=True, markup=False)
 
 
 def _this_program() -> list[str]:

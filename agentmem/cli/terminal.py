@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import click
 from rich.console import Console
@@ -20,6 +21,22 @@ output = Console(highlight=False, emoji=False)
 """Writes to stdout."""
 errors = Console(highlight=False, emoji=False, stderr=True)
 """Writes to stderr."""
+
+
+class DatabasePath(click.Path):
+    """The type of an argument that names a database: a path or a URL. A database in memory is refused.
+
+    It would be a new one, which is empty and gone when the command ends, so any report on it would be misleading.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(dir_okay=False)
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> Any:
+        """Check the argument; a wrong one ends the command with click's exit code 2."""
+        if str(value).removeprefix("sqlite:///") == ":memory:":
+            self.fail("a database in memory is empty, and gone when the command ends; give a file", param, context)
+        return super().convert(value, param, context)
 
 
 class Command(click.Command):

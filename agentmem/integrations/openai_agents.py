@@ -23,33 +23,46 @@ read the file. From then on, the conversations are in agentmem's tables:
 
 There are differences from the SDK's classes:
 
-- ``session_settings`` is an argument as there, but the attribute of this name is always None. So the SDK's Runner asks
-  for items without a limit, and gets the replay window: at most as many items as the settings say, in whole exchanges.
-  The attribute ``settings`` has the settings.
+- ``session_settings`` is an argument as there, and the attribute of this name can be set. But it always reads as None:
+  so the SDK's Runner asks for items without a limit, and gets the replay window, which is at most as many items as the
+  settings say, in whole exchanges. The attribute ``settings`` has the settings.
 - An item without a faithful JSON form (NaN, keys that are not strings) raises ``InvalidItemError``. A corrupt row is
   skipped with a warning. All errors are from ``agentmem.errors``; none is from sqlite3.
 - Nothing is opened or created before the first use.
+
+Type checkers know both classes for the SDK's ``SessionABC``, and so does ``isinstance`` where the SDK was imported
+before the session was made. Their methods can be replaced on an object, as tests do.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import anyio.to_thread
 
+from ..arguments import check_settings
 from ..cancellation import UncancellableTask
+from ..engines.base import Engine
+from ..engines.sqlite.connection import MEMORY
 from ..engines.sqlite.engine import SQLiteEngine
 from ..engines.sqlite.sdk_tables import SDKTables
 from ..engines.sqlite.takeover import Takeover, check_source
 from ..engines.sqlite.takeover_engine import TakeoverEngine, import_into
-from ..items import Item
+from ..errors import SessionClosedError
 from ..replay import SessionSettings
 from ..session import AsyncSession
+
+if TYPE_CHECKING:
+    # What the SDK's own wrappers ask for by name. When the program runs, the SDK need not be installed.
+    from agents.memory import SessionABC
+else:
+    SessionABC = object
 
 __all__ = ["AsyncSQLiteSession", "SQLiteSession", "Takeover", "import_history"]
 
@@ -62,7 +75,20 @@ class HasLimit(Protocol):
     limit: int | None
 
 
-class AsyncSQLiteSession(AsyncSession):
+class _SessionSettingsAttribute:
+    """The attribute ``session_settings``: what is assigned becomes ``settings``, and it reads as None; see the module.
+
+    Not a property: pyright takes none for the attribute that the SDK's protocol declares.
+    """
+
+    def __get__(self, session: AsyncSession | None, owner: type | None = None) -> None:
+        return None
+
+    def __set__(self, session: AsyncSession, value: HasLimit | SessionSettings | Mapping[str, Any] | None) -> None:
+        session.settings = check_settings(_convert_settings(value))
+
+
+class AsyncSQLiteSession(AsyncSession, SessionABC):
     """One conversation in an SQLite file, with the constructor of the SDK's ``AsyncSQLiteSession``.
 
     The module says what happens to a file of the SDK's. Nothing is opened yet: an error of the file is raised by
@@ -81,7 +107,12 @@ class AsyncSQLiteSession(AsyncSession):
         ValueError: an argument is out of range.
     """
 
-    __slots__ = ("db_path", "messages_table", "sessions_table")
+    # No __slots__: as with the SDK's classes, a test may replace a method of one object.
+
+    _sdk_name: ClassVar[str] = "AsyncSQLiteSession"
+    """The SDK's name of the class, in the words of its errors."""
+
+    session_settings: Any = _SessionSettingsAttribute()
 
     def __init__(
         self,
@@ -96,8 +127,9 @@ class AsyncSQLiteSession(AsyncSession):
         self.messages_table = messages_table
         engine = TakeoverEngine(os.fspath(db_path), SDKTables(sessions_table, messages_table))
         super().__init__(engine, session_id, _convert_settings(session_settings), owns_engine=True)
+        _register_with_the_sdk()
 
-    async def get_items(self, limit: int | None = None) -> list[Item]:
+    async def get_items(self, limit: int | None = None) -> list[Any]:
         """Return the newest items, oldest first; see :meth:`agentmem.AsyncSession.get_items`.
 
         A negative limit returns every item, as in the SDK.
@@ -106,11 +138,19 @@ class AsyncSQLiteSession(AsyncSession):
             limit = _LIMIT_OF_ALL
         return await super().get_items(limit)
 
+    def _require_open_engine(self) -> Engine:
+        if self._closed:
+            # The first words are the SDK's: programs and their tests look for them.
+            raise SessionClosedError(
+                f"{self._sdk_name} is closed: session {self.session_id!r} in {self._engine.name}; make a new one"
+            )
+        return super()._require_open_engine()
+
 
 class SQLiteSession(AsyncSQLiteSession):
     """The same as ``AsyncSQLiteSession``, but with a ``close()`` that is not async, as the SDK's ``SQLiteSession``."""
 
-    __slots__ = ()
+    _sdk_name = "SQLiteSession"
 
     def close(self) -> None:  # type: ignore[override]  # not a coroutine, as in the SDK
         """Close this handle. Stored items stay; calls under way finish; later calls raise SessionClosedError.
@@ -162,10 +202,13 @@ async def import_history(
         What was taken over.
 
     Raises:
+        ValueError: ``into`` is ":memory:", which would be gone when this returns.
         StorageError: ``file`` does not exist, is not a database, or has no tables of the SDK's; or one of the databases
             failed. Nothing was taken over.
     """
     tables = SDKTables(sessions_table, messages_table)
+    if into == MEMORY:
+        raise ValueError("into is a file; a database in memory would be gone when this returns")
     source = _real_path(file)
     await anyio.to_thread.run_sync(check_source, source, tables)
     if into is None or _real_path(into) == source:
@@ -179,6 +222,13 @@ async def import_history(
         return await import_into(target_engine, source, tables)
     finally:
         await target_engine.close()
+
+
+def _register_with_the_sdk() -> None:
+    """Have ``isinstance(session, agents.SessionABC)`` say what type checkers say, where the SDK is in use."""
+    sdk_class = getattr(sys.modules.get("agents"), "SessionABC", None)
+    if sdk_class is not None:
+        sdk_class.register(AsyncSQLiteSession)
 
 
 def _real_path(path: str | os.PathLike[str]) -> str:
@@ -195,6 +245,7 @@ def _convert_settings(settings: HasLimit | SessionSettings | Mapping[str, Any] |
         settings = {"limit": settings.limit}
     unknown = settings.keys() - SessionSettings.model_fields.keys()
     if unknown:
-        raise TypeError(f"unknown session_settings: {', '.join(sorted(unknown))}")
+        # In the SDK's words, which its own tests look for.
+        raise TypeError(f"Unknown session settings: {', '.join(sorted(map(str, unknown)))}")
     limit = settings.get("limit")
     return SessionSettings(**{**settings, "limit": None if isinstance(limit, int) and limit < 0 else limit})

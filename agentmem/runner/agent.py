@@ -39,7 +39,7 @@ class Agent:
             :class:`~agentmem.runner.RunContext`. An async one runs on the event loop, a plain one in a thread of its
             own, so it may block. None or "": no instructions.
         model: the name of a model, for OpenAI's Responses API or a compatible server; or a
-            :class:`~agentmem.runner.Model`. None: the name in OPENAI_DEFAULT_MODEL, or the default of this version.
+            :class:`~agentmem.runner.Model`. None: the name in OPENAI_DEFAULT_MODEL, else ``gpt-5.6-luna``.
         tools: functions decorated with :func:`~agentmem.runner.function_tool`.
         handoffs: agents that this agent can hand over to. A list is kept and not copied, so that two agents can refer
             to each other: ``friends = []; a = Agent("A", "…", handoffs=friends); friends.append(b)``.

@@ -21,7 +21,7 @@ from .history import SessionLike, SyncSessionLike, unwrap_session
 from .loop import Run
 from .result import RunResult
 from .run_queue import STEP_WAIT_S, run_queue
-from .sdk import sdk_runner
+from .sdk import own_connections, sdk_runner
 from .stream import OnEvent, RunStream
 
 SDK_RUN_WAIT_S = 600.0
@@ -146,7 +146,8 @@ class Runner:
     ) -> Any:
         """Do the same as :meth:`run`, in sync code: scripts, threads and notebooks, also while an event loop runs.
 
-        The run is on agentmem's background event loop. The calling thread waits for it.
+        The run is on agentmem's background event loop. The calling thread waits for it. A model object with a client of
+        its own works on one event loop only, so do not use it here and in ``await Runner.run(...)`` too.
 
         Raises:
             RuntimeError: it was called on that background loop; use ``await Runner.run(...)`` there.
@@ -239,10 +240,10 @@ def _prepare(
     if runner is not None:
 
         async def run_by_sdk() -> Any:
-            async with _hold_session(async_session, STEP_WAIT_S):
+            async with _hold_session(async_session, STEP_WAIT_S), own_connections(run_config) as config:
                 with run_queue.step("the Agents SDK", at_least_s=SDK_RUN_WAIT_S):
                     return await runner.run(
-                        agent, input, session=async_session, max_turns=max_turns, context=context, run_config=run_config
+                        agent, input, session=async_session, max_turns=max_turns, context=context, run_config=config
                     )
 
         return run_by_sdk

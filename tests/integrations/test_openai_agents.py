@@ -185,8 +185,87 @@ async def test_no_limit_or_a_negative_one_is_none(given: Any) -> None:
 @pytest.mark.parametrize("given", [3, "limit", {"limits": 3}], ids=repr)
 def test_settings_that_are_none_are_a_type_error_as_with_the_sdk(given: Any) -> None:
     for kind in (SQLiteSession, agents.SQLiteSession):
-        with pytest.raises(TypeError):
+        with pytest.raises(TypeError, match="Unknown session settings: limits" if isinstance(given, dict) else None):
             kind("user_123", session_settings=given)
+
+
+@pytest.mark.parametrize("kind", [SQLiteSession, AsyncSQLiteSession])
+@pytest.mark.parametrize("used", [False, True])
+async def test_a_closed_session_says_so_in_the_sdk_s_words_and_where_it_was(path: Path, kind: Any, used: bool) -> None:
+    session = kind("user_123", path)
+    if used:
+        await session.add_items([ONE])
+    for _ in range(2):
+        closing = session.close()
+        if closing is not None:
+            await closing
+    words = rf"^{kind.__name__} is closed: session 'user_123' in {path}; make a new one$"
+    for call in (session.get_items, session.pop_item, session.clear_session, session.__aenter__):
+        with pytest.raises(SessionClosedError, match=words):
+            await call()
+    for items in ([], [ONE]):
+        with pytest.raises(SessionClosedError, match=words):
+            await session.add_items(items)
+
+
+@pytest.mark.parametrize("kind", [SQLiteSession, AsyncSQLiteSession])
+async def test_a_method_that_a_test_replaces_on_a_session_is_what_the_sdk_s_runner_calls(
+    kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    testing = pytest.importorskip("agents.testing", reason=NO_SCRIPTED_MODEL)
+    agents.set_tracing_disabled(True)
+
+    async def fail(items: object) -> None:
+        raise RuntimeError(f"refused {items}")
+
+    async with kind("user_123") as session:
+        agent = agents.Agent("A", model=testing.ScriptedModel([]))
+        session.add_items = fail
+        with pytest.raises(RuntimeError, match=r"refused .*'Hi'"):
+            await agents.Runner.run(agent, "Hi", session=session)
+        del session.add_items
+        monkeypatch.setattr(session, "get_items", fail)
+        with pytest.raises(TypeError, match="fail"):
+            await agents.Runner.run(agent, "Hi", session=session)
+        monkeypatch.undo()
+        await session.add_items([ONE])
+        assert await session.get_items() == [ONE]
+
+
+@pytest.mark.parametrize("kind", [SQLiteSession, AsyncSQLiteSession])
+@pytest.mark.parametrize(
+    "given", [agents.SessionSettings(limit=1), {"limit": 1}, SessionSettings(limit=1)], ids=["SDK", "dict", "agentmem"]
+)
+async def test_settings_that_are_assigned_become_the_window_and_read_as_none(kind: Any, given: Any) -> None:
+    async with kind("user_123", session_settings={"limit": 3}) as session:
+        await session.add_items([ONE, TWO])
+        session.session_settings = given
+        assert session.session_settings is None
+        assert session.settings == SessionSettings(limit=1)
+        assert await session.get_items() == [TWO]
+        with pytest.raises(TypeError, match="Unknown session settings: limits"):
+            session.session_settings = {"limits": 3}
+        assert session.settings == SessionSettings(limit=1)
+        session.session_settings = None
+        assert await session.get_items() == [ONE, TWO]
+
+
+@pytest.mark.parametrize("kind", [SQLiteSession, AsyncSQLiteSession])
+async def test_the_sdk_s_encrypted_session_takes_it_with_its_settings(path: Path, kind: Any) -> None:
+    pytest.importorskip("cryptography", reason="the SDK's encrypted sessions need cryptography")
+    from agents.extensions.memory import EncryptedSession
+
+    async with kind("user_123", path) as session:
+        assert isinstance(session, agents.SessionABC)
+        encrypted: Any = EncryptedSession("user_123", session, "a key of any length")
+        await encrypted.add_items([ONE, TWO, THREE])
+        assert [item["__enc__"] for item in await session.get_items()] == [1, 1, 1]
+        assert await encrypted.get_items() == [ONE, TWO, THREE]
+        encrypted.session_settings = agents.SessionSettings(limit=2)
+        assert await encrypted.get_items() == [TWO, THREE]
+        assert await encrypted.pop_item() == THREE
+        await encrypted.clear_session()
+        assert await session.get_items() == []
 
 
 async def test_the_sdk_s_runner_talks_through_it_as_through_its_own(path: Path) -> None:
@@ -267,6 +346,13 @@ def test_the_sdk_s_form_on_agentmem_s_own_classes_is_an_error_that_shows_both(
     assert f"from agentmem.integrations.openai_agents import {name}" in str(raised.value)
     assert inspect.signature(kind).parameters["session_id"].kind is inspect.Parameter.KEYWORD_ONLY
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_history_is_not_taken_over_into_memory_where_it_would_be_lost(path: Path) -> None:
+    await sdk_add(path, ONE)
+    with pytest.raises(ValueError, match="into is a file"):
+        await import_history(path, into=":memory:")
+    assert files(path) == {path.name}
 
 
 # Taking over

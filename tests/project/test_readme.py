@@ -27,7 +27,7 @@ from tools import NO_AGENTS_SDK, NO_SCRIPTED_MODEL
 
 sys.path.append(str(REPO))  # the benchmarks are not installed; at the end, so that agentmem stays the one under test
 
-from agentmem import SessionStore, errors
+from agentmem import Agent, SessionStore, errors
 from agentmem.cli import main
 from agentmem.runner.responses_api import DEFAULT_MODEL
 from benchmarks.scaling import arguments
@@ -250,6 +250,15 @@ def test_no_error_is_said_to_be_raised_that_nothing_raises() -> None:
         if file.name != "errors.py"
     )
     assert ("Nothing raises `ConflictError`" in README.text) is not raised
+    assert ("Nothing raises it yet" in str(errors.ConflictError.__doc__)) is not raised
+    assert ("nothing raises it yet" in str(errors.__doc__)) is not raised
+
+
+def test_the_default_model_is_named_wherever_it_can_be_left_out() -> None:
+    chat = CliRunner().invoke(main, ["chat", "--help"]).output
+    for text in (README.sections["Running agents"], str(Agent.__doc__), chat):
+        assert DEFAULT_MODEL in text
+        assert "OPENAI_DEFAULT_MODEL" in text
 
 
 def test_each_guarantee_is_in_the_table_of_tests_with_tests_that_there_are() -> None:

@@ -18,9 +18,29 @@ pytestmark = pytest.mark.exhaustive
 
 PROGRAM = """\
 import agents
+from agents.extensions.memory import EncryptedSession
 
 from agentmem import AsyncSessionStore, AsyncSQLiteSession, SQLiteSession
+from agentmem.integrations import openai_agents
 from agentmem.session import AsyncSession
+
+
+async def drop_in(agent: agents.Agent[None]) -> None:
+    one = openai_agents.SQLiteSession("user_123", "chat.db", session_settings=agents.SessionSettings(limit=3))
+    two = openai_agents.AsyncSQLiteSession("user_123", "chat.db", session_settings={"limit": 3})
+    protocols: list[agents.Session] = [one, two]
+    bases: list[agents.SessionABC] = [one, two]
+    for session in (one, two):
+        await agents.Runner.run(agent, "Hi", session=session)
+        EncryptedSession("user_123", session, "key")
+        agents.OpenAIResponsesCompactionSession("user_123", session)
+        session.session_settings = agents.SessionSettings(limit=1)
+    items: list[agents.TResponseInputItem] = await one.get_items()
+    await two.add_items(items)
+    last: agents.TResponseInputItem | None = await two.pop_item()
+    one.close()
+    await two.close()
+    print(protocols, bases, last)
 
 
 async def main(agent: agents.Agent[None], plain: SQLiteSession) -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
+from openai import AsyncOpenAI
+from responses_server import ResponsesServer
+from responses_server import message as said
 from tools import NO_AGENTS_SDK, NO_SCRIPTED_MODEL
 
 from agentmem.errors import RunError
@@ -142,3 +146,93 @@ async def test_a_tool_of_the_sdk_s_that_runs_on_its_own_session_is_told_so(tmp_p
         with pytest.raises(Exception, match="started another run on it") as caught, anyio.fail_after(30):
             await Runner.run(sdk_agent(call("nested"), tools=[tool]), "Hi", session=session)
         assert isinstance(caught.value, RunError) or isinstance(caught.value.__cause__, RunError)
+
+
+# Event loops
+
+
+def default_client(url: str) -> dict[str, Any]:
+    agents.set_default_openai_client(AsyncOpenAI(base_url=url, api_key="none"))
+    return {}
+
+
+CONFIGS: dict[str, Any] = {
+    "no config": lambda url: {},
+    "a config": lambda url: {"run_config": agents.RunConfig(model="other")},
+    "a dict": lambda url: {"run_config": {"model": "other"}},
+    "a provider": lambda url: {"run_config": agents.RunConfig(model_provider=agents.OpenAIProvider(base_url=url))},
+    "a provider of many": lambda url: {
+        "run_config": agents.RunConfig(model_provider=agents.MultiProvider(openai_base_url=url))
+    },
+    "a default client": default_client,
+}
+
+
+@pytest.fixture
+def api(server: ResponsesServer, monkeypatch: pytest.MonkeyPatch) -> ResponsesServer:
+    """A server that answers "Hello" ten times, for models that are given by name."""
+    monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    # The SDK has no function that takes a default client back.
+    monkeypatch.setattr("agents.models._openai_shared._default_openai_client", None)
+    for _ in range(10):
+        server.answer(said("Hello"))
+    return server
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_runs_on_several_event_loops_share_no_connection(api: ResponsesServer, config: Any) -> None:
+    model = "other" if config in (CONFIGS["a config"], CONFIGS["a dict"]) else "m"
+    if config is CONFIGS["a dict"] and "dict" not in inspect.get_annotations(agents.Runner.run)["run_config"]:
+        pytest.skip("this Agents SDK takes no dict as run_config")
+    agent = agents.Agent(name="SDK", model="m")
+    options = config(api.url)
+    answers = []
+
+    async def notebook() -> None:
+        answers.append(await Runner.run(agent, "Hi", **options))
+        answers.append(Runner.run_sync(agent, "Hi", **options))
+        answers.append(Runner.run_sync(agent, "Hi", **options))
+        answers.append(await Runner.run(agent, "Hi", **options))
+
+    asyncio.run(notebook())
+    answers.append(Runner.run_sync(agent, "Hi", **options))
+    answers.append(asyncio.run(Runner.run(agent, "Hi", **options)))
+    assert [answer.final_output for answer in answers] == ["Hello"] * 6
+    assert len(api.connections) == 3  # one for each event loop, kept between its runs
+    assert {request["model"] for request in api.requests} == {model}
+
+
+def test_a_model_object_s_own_client_on_a_second_event_loop_is_an_error_that_says_what_to_do(
+    api: ResponsesServer,
+) -> None:
+    async def main() -> None:
+        async with AsyncOpenAI(base_url=api.url, api_key="none") as client:
+            agent = agents.Agent(name="SDK", model=agents.OpenAIResponsesModel("m", client))
+            assert (await Runner.run(agent, "Hi")).final_output == "Hello"
+            with pytest.raises(RuntimeError, match="different event loop") as caught:
+                Runner.run_sync(agent, "Hi")
+            assert "works on one event loop only" in caught.value.__notes__[0]
+
+    asyncio.run(main())
+
+
+async def test_a_provider_is_closed_after_the_run_if_it_was_made_for_it(
+    api: ResponsesServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = []
+    close = agents.MultiProvider.aclose
+
+    async def aclose(provider: Any) -> None:
+        await close(provider)
+        closed.append(provider)
+
+    monkeypatch.setattr(agents.MultiProvider, "aclose", aclose)
+    agent = agents.Agent(name="SDK", model="m")
+    given = agents.MultiProvider()
+    config = agents.RunConfig(model_provider=given)
+    await Runner.run(agent, "Hi", run_config=config)
+    assert closed == []
+    assert config.model_provider is given
+    await Runner.run(agent, "Hi")
+    assert len(closed) == 1

@@ -88,6 +88,13 @@ class SQLiteEngine(PooledEngine[Pool]):
         self._snapshots: set[SnapshotWork[Any]] = set()
         super().__init__(name, key, leases(self._database))
 
+    async def open(self) -> None:
+        # Before the pool is opened, because a pool that cannot be opened is let go of: the next call would start a new
+        # file in the place of the one that is missing.
+        if (pool := self._leases.get()) is not None:
+            pool.check_file()
+        await super().open()
+
     async def open_pool(self, pool: Pool) -> None:
         await pool.open()
 

@@ -234,13 +234,18 @@ class Pool(LoopPool):
 
     def _run_writes(self, connection: Connection, origin: Origin, batch: Batch[Write]) -> None:
         # Looked at after the commit: the file can be deleted at any time before it, and then nothing was stored.
-        run_writes(connection, origin, batch, confirm=self._check_file)
+        run_writes(connection, origin, batch, confirm=self.check_file)
 
     def _run_reads(self, connection: Connection, origin: Origin, batch: Batch[Read]) -> None:
-        self._check_file()
+        self.check_file()
         run_reads(connection, origin, batch)
 
-    def _check_file(self) -> None:
+    def check_file(self) -> None:
+        """Check that the file and its WAL are those that were opened, if any were.
+
+        Raises:
+            StorageError: one of them was deleted, moved or replaced, or the file was emptied.
+        """
         if self._file is not None:
             self._file.check()
             # After a fork a reader may be opened before the writer, and with it another WAL.

@@ -870,6 +870,45 @@ async def test_a_file_that_is_deleted_while_open_is_an_error_and_a_new_handle_st
         assert stored(path) == [TWO]
 
 
+def put_another_there(path: Path) -> None:
+    path.unlink()
+    path.write_bytes(b"another")
+
+
+LOST: dict[str, Callable[[Path], object]] = {
+    "deleted": Path.unlink,
+    "replaced": put_another_there,
+    "emptied": lambda path: path.write_bytes(b""),
+    "without its WAL": lambda path: path.with_name(f"{path.name}-wal").unlink(),
+}
+
+
+@pytest.mark.parametrize("lose", LOST.values(), ids=LOST)
+async def test_opening_a_store_again_says_each_time_that_its_file_is_lost_and_makes_no_new_one(
+    path: Path, lose: Callable[[Path], object]
+) -> None:
+    async with AsyncSessionStore(path) as store, AsyncSQLiteSession(path, session_id="user_123") as session:
+        await store.session("alice").add_items([ONE])
+        lose(path)
+        left = path.read_bytes() if path.exists() else None
+        for _ in range(3):
+            for opening in (store.open, session.__aenter__):
+                with pytest.raises(StorageError, match=r"(was|were) .* while .* was open"):
+                    await opening()
+        assert (path.read_bytes() if path.exists() else None) == left
+
+
+async def test_opening_a_store_again_goes_on_with_a_file_that_is_put_back(path: Path) -> None:
+    async with AsyncSessionStore(path) as store:
+        await store.session("alice").add_items([ONE])
+        path.rename(path.with_suffix(".away"))
+        with pytest.raises(StorageError, match="put it back"):
+            await store.open()
+        path.with_suffix(".away").rename(path)
+        await store.open()
+        assert await store.session("alice").get_items() == [ONE]
+
+
 async def test_a_file_that_is_put_back_goes_on(path: Path) -> None:
     async with AsyncSQLiteSession(path, session_id="user_123") as session:
         await session.add_items([ONE])
