@@ -6,9 +6,11 @@ import os
 from types import TracebackType
 from typing import Any, Self
 
+from .arguments import check_options
 from .checking import CheckReport, Progress
 from .copying import CopyReport, copy_sessions
 from .engines import open_engine
+from .handle import refuse_copies
 from .replay import SessionSettings
 from .session import AsyncSession
 
@@ -28,14 +30,17 @@ class AsyncSessionStore:
 
     Raises:
         TypeError: an option is unknown, or an argument has the wrong type.
-        ValueError: the URL's scheme is unknown, or an option is out of range.
+        ValueError: the URL's scheme is unknown, the URL or path leads to no database, or an option is out of range.
+        StorageError: the path is relative, and the working directory was deleted.
         MissingDependencyError: the database's driver is not installed; the message is the pip command.
     """
 
-    __slots__ = ("_engine",)
+    __slots__ = ("__weakref__", "_engine")
+
+    __reduce_ex__ = refuse_copies
 
     def __init__(self, db: str | os.PathLike[str] | Any, **options: Any) -> None:
-        self._engine = open_engine(db, **options)
+        self._engine = open_engine(db, **check_options(self, db, options))
 
     @property
     def name(self) -> str:

@@ -44,6 +44,7 @@ import anyio.to_thread
 
 from ..cancellation import UncancellableTask
 from ..engines.sqlite.engine import SQLiteEngine
+from ..engines.sqlite.path import database_path
 from ..engines.sqlite.sdk_tables import SDKTables
 from ..engines.sqlite.takeover import Takeover, check_source
 from ..engines.sqlite.takeover_engine import TakeoverEngine, import_into
@@ -162,6 +163,8 @@ async def import_history(
         What was taken over.
 
     Raises:
+        TypeError: ``file`` or ``into`` is not a path.
+        ValueError: one of them cannot be the path of a file.
         StorageError: ``file`` does not exist, is not a database, or has no tables of the SDK's; or one of the databases
             failed. Nothing was taken over.
     """
@@ -182,7 +185,7 @@ async def import_history(
 
 
 def _real_path(path: str | os.PathLike[str]) -> str:
-    return os.path.realpath(os.path.expanduser(os.fspath(path)))
+    return os.path.realpath(database_path(path))
 
 
 def _convert_settings(settings: HasLimit | SessionSettings | Mapping[str, Any] | None) -> SessionSettings | None:

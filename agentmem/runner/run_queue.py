@@ -21,6 +21,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from ..errors import RunError
+from ..event_loop import running_loop
 
 
 @dataclass(eq=False)
@@ -99,7 +100,7 @@ class RunQueue:
 
     async def acquire(self, key: Hashable) -> None:
         """Wait for the key and take it; the caller must release it."""
-        loop = asyncio.get_running_loop()
+        loop = running_loop()
         waiter = _Waiter(loop, loop.create_future())
         with self._lock:
             if key not in self._waiters:

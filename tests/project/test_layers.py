@@ -20,6 +20,8 @@ FLOORS = {
     "version": 0,
     "cancellation": 1,
     "checking": 1,
+    "event_loop": 1,
+    "handle": 1,
     "lifecycle": 1,
     "reading": 1,
     "conformance": 2,

@@ -25,6 +25,7 @@ from .check import check
 from .connection import MEMORY, Connection, ConnectionLost
 from .errors import map_error
 from .memory import MemoryDatabase
+from .path import database_path
 from .pool import Database, Pool, leases
 from .schema import prepare_writer, require_tables
 from .snapshot import Snapshot, SnapshotWork, until_done
@@ -71,7 +72,7 @@ class SQLiteEngine(PooledEngine[Pool]):
         check_busy_timeout(busy_timeout_s)
         if durability not in ("full", "normal"):
             raise ValueError(f'durability is "full" or "normal", got {durability!r}')
-        name = _path(db)
+        name = database_path(db)
         memory = MemoryDatabase(_prepare_memory, busy_timeout_s) if name == MEMORY else None
         path = name if memory else os.path.realpath(name)
         # Not id(self), which another engine may have once this one is dropped: its pool stays until it is closed.
@@ -128,7 +129,7 @@ class SQLiteEngine(PooledEngine[Pool]):
         return await self._on_snapshot(lambda snapshot: check(snapshot, self.name, progress))
 
     async def backup(self, path: str | os.PathLike[str]) -> None:
-        target = _path(path)
+        target = database_path(path)
         if target == MEMORY:
             raise ValueError("a backup is a file; give a path")
         self.refuse_closed()
@@ -187,14 +188,3 @@ class SQLiteEngine(PooledEngine[Pool]):
 
 def _prepare_memory(connection: Connection) -> None:
     prepare_writer(connection, MEMORY, busy_timeout_s=0, durability="normal", accepts_sdk_file=False)
-
-
-def _path(db: str | os.PathLike[str]) -> str:
-    if isinstance(db, str) and db == MEMORY:
-        return db
-    path = os.fspath(db)
-    if not isinstance(path, str):
-        raise TypeError(f"db is a path or a URL, got {type(db).__name__}")
-    if not path or "\0" in path:
-        raise ValueError(f"db is a path of a file, got {path!r}")
-    return os.path.abspath(os.path.expanduser(path))

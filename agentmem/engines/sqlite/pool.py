@@ -21,7 +21,7 @@ from ...lifecycle import around_fork
 from ..batching import Batch, Batcher, Queue, QueueCounts
 from ..pools import Leases, LoopPool, Pools
 from .connection import Connection, ConnectionLost, Origin, stop_all
-from .file import FileIdentity, create_private
+from .file import FileIdentity, create_private, warn_of_other_names
 from .memory import MemoryDatabase
 from .schema import prepare_reader, prepare_writer
 from .sender import Sender
@@ -189,6 +189,7 @@ class Pool(LoopPool):
             nonlocal file
             if self._file is None:
                 create_private(self.database.path)
+                warn_of_other_names(self.database.path)
                 file = FileIdentity(self.database.path)
             else:
                 file = self._file
