@@ -8,7 +8,8 @@ from pathlib import Path
 import click
 
 from ..sync import SessionStore
-from .terminal import Command, database_name, end_with_report, progress_bar, write
+from .program import Command
+from .terminal import database_name, end_with_report, progress_bar, write
 
 
 @click.command(cls=Command)
@@ -38,8 +39,9 @@ def backup(file: str, target: str) -> None:
 def copy(source: str, target: str) -> None:
     """Copy every session from SOURCE to TARGET, each a file or the URL of a database.
 
-    Run again, it copies what is new. A session that differs in TARGET is left as it is there, and named; the exit code
-    is 1 then. SOURCE is only read, while others may write to it. The times at which items were stored are not copied.
+    Run again, it copies what is new. A session that differs in TARGET is left as it is there, and named, and so is an
+    item that cannot be read, which is copied as it is; the exit code is 1 then. SOURCE is only read, while others may
+    write to it. The times at which items were stored are not copied.
     """
     with (
         closing(SessionStore(source)) as store,

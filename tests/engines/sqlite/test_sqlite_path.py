@@ -66,7 +66,9 @@ def test_a_path_of_windows_is_refused_elsewhere(tmp_path: Path, path: str) -> No
         AsyncSessionStore(path)
 
 
-@pytest.mark.parametrize("path", [b"x.db", bytearray(b"x.db"), 7, True, None, ["x.db"], object()], ids=repr)
+@pytest.mark.parametrize(
+    "path", [b"x.db", bytearray(b"x.db"), 7, True, None, ["x.db"], object()], ids=lambda path: type(path).__name__
+)
 def test_what_is_neither_a_text_nor_a_path_is_a_type_error(path: Any) -> None:
     with pytest.raises(TypeError, match=f"db is a path or a URL, got {type(path).__name__}"):
         database_path(path)
