@@ -19,7 +19,8 @@ read the file. From then on, the conversations are in agentmem's tables:
 - Only one pair of the SDK's tables in a file is taken over. Another pair is refused, because two conversations with the
   same id would become one. ``agentmem import-sdk FILE --into ANOTHER --messages-table NAME`` copies it to another file.
 - A file with tables of other programs (or of the SDK's ``AdvancedSQLiteSession``) is refused and not changed.
-  ``agentmem import-sdk FILE --into NEW`` copies its history to another file.
+  ``agentmem import-sdk FILE --into NEW`` copies its history to another file, unless a session has branches: their rows
+  would become a conversation that never was, so they are refused by name.
 
 There are differences from the SDK's classes:
 
@@ -165,8 +166,8 @@ async def import_history(
     Raises:
         TypeError: ``file`` or ``into`` is not a path.
         ValueError: one of them cannot be the path of a file.
-        StorageError: ``file`` does not exist, is not a database, or has no tables of the SDK's; or one of the databases
-            failed. Nothing was taken over.
+        StorageError: ``file`` does not exist, is not a database, has no tables of the SDK's, or has sessions with
+            branches (of the SDK's ``AdvancedSQLiteSession``); or one of the databases failed. Nothing was taken over.
     """
     tables = SDKTables(sessions_table, messages_table)
     source = _real_path(file)
