@@ -5,6 +5,8 @@ The classes for async and for sync code::
     async       AsyncSQLiteSession, AsyncPostgresSession   AsyncSessionStore   Runner.run, Runner.run_streamed
     sync        SQLiteSession, PostgresSession             SessionStore        Runner.run_sync
 
+``async_restore`` and ``restore`` put a backup in a database's place.
+
 Their docstrings say what each does and raises; the README has the promises. ``agentmem.errors`` has every error, and
 ``agentmem.__version__`` the version.
 
@@ -20,19 +22,21 @@ if TYPE_CHECKING:
     from . import runner as runner
     from .errors import AgentMemError
     from .replay import SessionSettings
+    from .restoring import async_restore
     from .runner import Agent, RunConfig, RunContext, Runner, RunResult, RunStream, TextDelta, function_tool
     from .session import AsyncPostgresSession, AsyncSession, AsyncSQLiteSession
     from .store import AsyncSessionStore
-    from .sync import PostgresSession, Session, SessionStore, SQLiteSession
+    from .sync import PostgresSession, Session, SessionStore, SQLiteSession, restore
     from .version import __version__ as __version__
 
 _NAMES_OF_MODULES = {
     "errors": ("AgentMemError",),
     "replay": ("SessionSettings",),
+    "restoring": ("async_restore",),
     "runner": ("Agent", "RunConfig", "RunContext", "RunResult", "RunStream", "Runner", "TextDelta", "function_tool"),
     "session": ("AsyncPostgresSession", "AsyncSQLiteSession", "AsyncSession"),
     "store": ("AsyncSessionStore",),
-    "sync": ("PostgresSession", "SQLiteSession", "Session", "SessionStore"),
+    "sync": ("PostgresSession", "SQLiteSession", "Session", "SessionStore", "restore"),
     "version": ("__version__",),
 }
 _MODULES = {"errors", "items", "runner"}
@@ -56,7 +60,9 @@ __all__ = [
     "SessionSettings",
     "SessionStore",
     "TextDelta",
+    "async_restore",
     "function_tool",
+    "restore",
 ]
 
 

@@ -19,6 +19,7 @@ from .checking import CheckReport, Progress
 from .copying import CopyReport
 from .handle import refuse_copies
 from .replay import SessionSettings
+from .restoring import async_restore
 from .session import AsyncPostgresSession, AsyncSession, AsyncSQLiteSession
 from .store import AsyncSessionStore
 
@@ -240,3 +241,11 @@ class SessionStore:
 
     def __repr__(self) -> str:
         return repr(self.async_store).replace("<Async", "<", 1)
+
+
+def restore(backup: str | os.PathLike[str], target: str | os.PathLike[str] | Any) -> None:
+    """Put a backup in a database's place: whole, or not at all. Nobody may have the database open.
+
+    See :func:`agentmem.async_restore`.
+    """
+    run_blocking(async_restore, backup, target)

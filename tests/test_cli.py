@@ -540,6 +540,26 @@ def test_backup_copies_a_file_that_is_then_used_like_any_and_overwrites_nothing(
     assert contents(tmp_path / "copy.db") == ["one"] * 3
 
 
+# restore
+
+
+def test_restore_puts_a_backup_in_a_database_s_place_unless_somebody_has_it_open(tmp_path: Path) -> None:
+    fill(tmp_path / "app.db", default=3)
+    succeeded(agentmem(tmp_path, "backup", "app.db", "copy.db"))
+    with SQLiteSession(tmp_path / "app.db", session_id="default") as session:
+        session.add_items([{"role": "user", "content": "new"}])
+        done = agentmem(tmp_path, "restore", "copy.db", "app.db")
+        _failed_in_one_line(done, "app.db is open in this program or in another, and was not replaced")
+    assert contents(tmp_path / "app.db")[-1] == "new"
+    assert succeeded(agentmem(tmp_path, "restore", "copy.db", "app.db")) == "app.db restored from copy.db.\n"
+    assert contents(tmp_path / "app.db") == contents(tmp_path / "copy.db") == ["0", "1", "2"]
+    assert {path.name for path in tmp_path.iterdir()} == {"app.db", "copy.db"}
+    _failed_in_one_line(agentmem(tmp_path, "restore", "no.db", "app.db"), "there is no file", "no.db")
+    _failed_in_one_line(agentmem(tmp_path, "restore", "copy.db", "copy.db"), "are the same file", code=2)
+    (tmp_path / "app.db").write_text("Dear diary. " * 1000)
+    _failed_in_one_line(agentmem(tmp_path, "restore", "copy.db", "app.db"), "is not a database", code=1)
+
+
 # copy
 
 
@@ -672,6 +692,8 @@ def _failed_in_one_line(done: Done, *parts: str, code: int = 3) -> None:
         (["check", "."], "is a directory"),
         (["backup", "app.db"], "TARGET"),
         (["backup", "app.db", "."], "is a directory"),
+        (["restore", "copy.db"], "TARGET"),
+        (["restore", "copy.db", "."], "is a directory"),
         (["copy", "app.db"], "TARGET"),
         (["copy", "app.db", "."], "is a directory"),
     ],
@@ -723,7 +745,7 @@ def test_every_command_and_every_option_says_what_it_is_for() -> None:
         for parameter in command.params
         if isinstance(parameter, click.Option) and not parameter.help
     ]
-    assert {("demo",), ("chat",), ("import-sdk",), ("check",), ("backup",), ("copy",)} <= set(COMMANDS)
+    assert {("demo",), ("chat",), ("import-sdk",), ("check",), ("backup",), ("restore",), ("copy",)} <= set(COMMANDS)
     assert not silent
 
 

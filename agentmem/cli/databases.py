@@ -1,4 +1,4 @@
-"""Commands on a whole database: ``check``, ``backup``, ``copy``."""
+"""Commands on a whole database: ``check``, ``backup``, ``restore``, ``copy``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from ..sync import SessionStore
+from ..sync import restore as restore_backup
 from .program import Command
 from .terminal import database_name, end_with_report, progress_bar, write
 
@@ -34,6 +35,18 @@ def backup(file: str, target: str) -> None:
 
 
 @click.command(cls=Command)
+@click.argument("backup", type=click.Path(dir_okay=False))
+@click.argument("target", type=click.Path(dir_okay=False))
+def restore(backup: str, target: str) -> None:
+    """Put BACKUP in the place of the database TARGET, whole or not at all.
+
+    Nobody may have TARGET open. A WAL that a crash left beside it is removed.
+    """
+    restore_backup(backup, target)
+    write(f"{target} restored from {backup}.", "green")
+
+
+@click.command(cls=Command)
 @click.argument("source", type=click.Path(dir_okay=False))
 @click.argument("target", type=click.Path(dir_okay=False))
 def copy(source: str, target: str) -> None:
@@ -53,4 +66,4 @@ def copy(source: str, target: str) -> None:
     end_with_report(report, f"{report.items} items copied{already}; {report.sessions} sessions in the source")
 
 
-COMMANDS = (check, backup, copy)
+COMMANDS = (check, backup, restore, copy)

@@ -85,6 +85,14 @@ class Pools(Generic[P]):
             here.users += 1
             return here
 
+    def abandon_closed_loops(self) -> None:
+        """Abandon the pools whose event loops are closed; nobody can use them any more."""
+        with self._lock:
+            for place, pool in list(self._pools.items()):
+                if pool.loop.is_closed():
+                    pool.abandon()
+                    del self._pools[place]
+
     def release(self, pool: P) -> bool:
         """Give a leased pool back. True for its last user, who must call :func:`close_unused`."""
         with self._lock:

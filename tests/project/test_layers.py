@@ -28,6 +28,7 @@ FLOORS = {
     "engines": 2,
     "arguments": 3,
     "copying": 3,
+    "restoring": 3,
     "session": 3,
     "store": 3,
     "blocking": 4,

@@ -17,7 +17,7 @@ from ...cancellation import UncancellableTask, despite_cancellation
 from ...checking import CheckReport, Progress
 from ...errors import SessionClosedError, StorageError
 from ...reading import TailReading
-from ..base import Reading, check_busy_timeout
+from ..base import Engine, Reading, check_busy_timeout
 from ..pooled import PooledEngine
 from ..readings import Joined
 from .backup import back_up
@@ -26,7 +26,8 @@ from .connection import MEMORY, Connection, ConnectionLost
 from .errors import map_error
 from .memory import MemoryDatabase
 from .path import database_path
-from .pool import Database, Pool, leases
+from .pool import Database, Pool, leases, let_go_of_closed_loops
+from .restore import restore
 from .schema import prepare_writer, require_tables
 from .snapshot import Snapshot, SnapshotWork, until_done
 from .statements import (
@@ -137,6 +138,16 @@ class SQLiteEngine(PooledEngine[Pool]):
             # What it has open must still be at its path, else the copy would be of another file.
             await self.submit(pool.reads, ReadRows("", TailReading(0)))
         await self._on_snapshot(lambda snapshot: back_up(snapshot, self.name, target))
+
+    async def restore(self, backup: Engine) -> None:
+        self.refuse_closed()
+        if not isinstance(backup, SQLiteEngine) or backup._database.memory is not None:
+            raise ValueError(f"a backup is an SQLite file, as store.backup() makes it, got {backup.name}")
+        if self._database.memory is not None:
+            raise ValueError("a backup is restored to a file; give its path")
+        target = self._database.path
+        await let_go_of_closed_loops(target)
+        await backup._on_snapshot(lambda snapshot: restore(snapshot, backup.name, target))
 
     def map_error(self, error: BaseException, session_id: str | None = None) -> BaseException:
         return map_error(error, self.name, session_id) if isinstance(error, sqlite3.Error) else error

@@ -13,6 +13,7 @@ import errno
 import os
 import threading
 import warnings
+from stat import S_ISREG
 
 from ...errors import HardLinkWarning, StorageError, StorageFullError
 
@@ -53,13 +54,13 @@ def warn_of_other_names(path: str) -> None:
         HardLinkWarning: it has. Where warnings are errors, this is raised, so call it before anything is open.
     """
     try:
-        names = os.stat(path).st_nlink
+        status = os.stat(path)
     except OSError:
         return  # opening it gives the error
-    if names > 1:
+    if status.st_nlink > 1 and S_ISREG(status.st_mode):  # folders have several
         warnings.warn(
-            f"{path} has {names} names (hard links), and SQLite keeps what was written last in a file that is named "
-            "after one of them: what is written under another name can be lost; remove the other names, or make "
+            f"{path} has {status.st_nlink} names (hard links), and SQLite keeps the latest writes in a file that is "
+            "named after one of them: what is written under another name can be lost; remove the other names, or make "
             "symbolic links of them",
             HardLinkWarning,
             stacklevel=2,

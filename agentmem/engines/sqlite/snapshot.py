@@ -31,6 +31,7 @@ from ...errors import StorageError
 from ...event_loop import running_loop
 from ...lifecycle import around_fork, register_own_thread, when_program_ends
 from .file import warn_of_other_names
+from .lineage import refuse_foreign_wal
 
 T = TypeVar("T")
 
@@ -102,12 +103,17 @@ class _FileSnapshot(Snapshot):
 
     Raises:
         StorageError: there is no file at `path`.
+        StorageCorruptError: the WAL beside it is another file's.
     """
 
     def __init__(self, path: str, busy_timeout_s: float, immutable_stat: tuple[int, ...] | None) -> None:
         if not os.path.isfile(path):  # SQLite's own message would name permissions or the disk
             raise StorageError(f"there is no file {path}; check the path")
         warn_of_other_names(path)
+        try:
+            refuse_foreign_wal(path, busy_timeout_s=0)  # a fork may be waiting for this thread
+        except sqlite3.OperationalError:
+            pass  # the file is locked at the moment: what is read of it waits by itself, and nothing is written
         self._path = path
         self._immutable_stat = immutable_stat
         uri = f"{Path(path).as_uri()}?mode=ro{'&immutable=1' if immutable_stat else ''}"
