@@ -5,8 +5,10 @@ The classes for async and for sync code::
     async       AsyncSQLiteSession, AsyncPostgresSession   AsyncSessionStore   Runner.run, Runner.run_streamed
     sync        SQLiteSession, PostgresSession             SessionStore        Runner.run_sync
 
-Their docstrings say what each does and raises; the README has the promises. ``message_text`` gives the text of an item.
-``agentmem.errors`` has every error, and ``agentmem.__version__`` the version.
+``async_restore`` and ``restore`` put a backup in a database's place; ``message_text`` gives the text of an item.
+
+Their docstrings say what each does and raises; the README has the promises. ``agentmem.errors`` has every error, and
+``agentmem.__version__`` the version.
 
 Each name is loaded when it is first used. So a program that only stores sessions does not load the Runner.
 """
@@ -21,20 +23,22 @@ if TYPE_CHECKING:
     from .errors import AgentMemError
     from .items import message_text
     from .replay import SessionSettings
+    from .restoring import async_restore
     from .runner import Agent, RunConfig, RunContext, Runner, RunResult, RunStream, TextDelta, function_tool
     from .session import AsyncPostgresSession, AsyncSession, AsyncSQLiteSession
     from .store import AsyncSessionStore
-    from .sync import PostgresSession, Session, SessionStore, SQLiteSession
+    from .sync import PostgresSession, Session, SessionStore, SQLiteSession, restore
     from .version import __version__ as __version__
 
 _NAMES_OF_MODULES = {
     "errors": ("AgentMemError",),
     "items": ("message_text",),
     "replay": ("SessionSettings",),
+    "restoring": ("async_restore",),
     "runner": ("Agent", "RunConfig", "RunContext", "RunResult", "RunStream", "Runner", "TextDelta", "function_tool"),
     "session": ("AsyncPostgresSession", "AsyncSQLiteSession", "AsyncSession"),
     "store": ("AsyncSessionStore",),
-    "sync": ("PostgresSession", "SQLiteSession", "Session", "SessionStore"),
+    "sync": ("PostgresSession", "SQLiteSession", "Session", "SessionStore", "restore"),
     "version": ("__version__",),
 }
 _MODULES = {"errors", "items", "runner"}
@@ -58,8 +62,10 @@ __all__ = [
     "SessionSettings",
     "SessionStore",
     "TextDelta",
+    "async_restore",
     "function_tool",
     "message_text",
+    "restore",
 ]
 
 

@@ -6,11 +6,11 @@ All of them run before anything is awaited or opened.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any, TypeVar, cast
 
-from .engines import scheme_of
+from .engines import options_of, scheme_of
 from .engines.base import MAX_SESSION_ID_BYTES
 from .replay import SessionSettings
 
@@ -91,8 +91,29 @@ def check_postgres_database(dsn: str | Any) -> str | Any:
     if scheme_of(dsn) != "postgresql":
         if not isinstance(dsn, (str, os.PathLike)):
             raise TypeError(f"dsn is a URL or an asyncpg.Pool, got {type(dsn).__name__}")
-        raise ValueError(f"{os.fspath(dsn)!r} is not a PostgreSQL URL (postgresql://user@host/database)")
+        # Not quoted: it may hold a password.
+        raise ValueError("dsn is no URL of PostgreSQL's; write postgresql://user@host/database")
     return dsn
+
+
+def check_options(store: object, db: object, options: Mapping[str, object]) -> Mapping[str, object]:
+    """Check that the engine for a database has these options.
+
+    Args:
+        store: the object that is made, whose class the error names.
+        db: the database, as the store takes it.
+        options: the options, by name.
+
+    Raises:
+        TypeError: the engine has no such option.
+        Everything that :func:`~agentmem.engines.open_engine` raises for `db`.
+    """
+    known = options_of(db)
+    if unknown := [repr(name) for name in options if name not in known]:
+        raise TypeError(
+            f"{type(store).__name__} on {scheme_of(db)} has no option {', '.join(unknown)}; it has {', '.join(known)}"
+        )
+    return options
 
 
 def session_id_by_keyword(init: InitT) -> InitT:

@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 from anyio import CancelScope
 
+from .event_loop import running_loop
+
 T = TypeVar("T")
 
 
@@ -31,9 +33,15 @@ async def despite_cancellation(work: Coroutine[Any, Any, T]) -> T:
     Raises:
         asyncio.CancelledError: the caller was cancelled. It is raised when the coroutine has ended; its ``__cause__``
             is the error of the coroutine, if there was one.
+        RuntimeError: no event loop of asyncio runs. The coroutine has not begun.
         Everything that the coroutine raises, otherwise.
     """
-    task = UncancellableTask(work, loop=asyncio.get_running_loop())
+    try:
+        loop = running_loop()
+    except RuntimeError:
+        work.close()  # else it would be a warning that nothing awaited it
+        raise
+    task = UncancellableTask(work, loop=loop)
     cancelled: asyncio.CancelledError | None = None
     with CancelScope(shield=True):  # a cancelled anyio scope would otherwise cancel the wait on every loop cycle
         while not task.done():

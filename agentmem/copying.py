@@ -6,7 +6,8 @@ Rules:
 - The copy only appends to the target, and only where the target's session is a beginning of the source's session. So
   each session of the target is such a beginning whenever the copy ends, and the next run continues from there.
 - A problem of one session does not end the copy of the others. An error that concerns all of them (a lost database, a
-  full disk) ends the copy.
+  full disk) ends the copy, and so does what the caller's `progress` raises. Both are raised as they are.
+- A row that is corrupt in the source is copied as it is, and named: nobody may take the copy for whole.
 - Many sessions are copied at once, so that their writes share commits. Each is copied in slices, so that a session of
   any length needs only the memory of a slice.
 
@@ -26,6 +27,7 @@ from .arguments import check_session_id
 from .checking import MAX_PROBLEMS, Problem, Progress
 from .engines.base import Engine
 from .errors import StorageCorruptError
+from .items import decode_item, decode_joined
 from .reading import SLICE_ROWS, Row
 
 SESSIONS_AT_ONCE = 64
@@ -42,10 +44,12 @@ class CopyReport:
     """The result of a copy.
 
     Attributes:
-        sessions: the number of sessions in the source. Each is whole in the target, unless it has a problem.
+        sessions: the number of sessions in the source. Each is in the target as it is in the source, unless it has a
+            problem that says otherwise.
         items: the number of items that were appended to the target.
         already_there: the number of items that the target had before and that are equal.
-        problem_count: the number of sessions that have a problem.
+        problem_count: the number of problems: one for each session that is not whole in the target, and one for each
+            item that cannot be read in the source and was copied as it is.
         problems: the first 100 problems that were found, sorted by session id.
     """
 
@@ -64,10 +68,22 @@ async def copy_sessions(source: Engine, target: Engine, *, progress: Progress | 
     first_page = await source.sessions(None, PAGE_SESSIONS)
     await target.open()
     copy = _DatabaseCopy(source, target, progress)
-    if progress is not None:
-        await copy.count_source_items(first_page)
-    await copy.run(first_page)
-    return copy.report()
+    try:
+        if progress is not None:
+            await copy.count_source_items(first_page)
+        await copy.run(first_page)
+        return copy.report()
+    except _ProgressFailed as failed:
+        error = failed.error
+    raise error
+
+
+class _ProgressFailed(Exception):  # noqa: N818  never reaches the caller
+    """The caller's function raised something. A cancellation or interrupt of its own must not be taken for ours."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 class _SessionProblem(Exception):  # noqa: N818  ends the copy of one session, and is not an error for the caller
@@ -91,7 +107,7 @@ class _DatabaseCopy:
         self._sessions = self._problem_count = 0
         self._problems: list[Problem] = []
         self._expected_items = self._done_items = 0
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
 
     async def count_source_items(self, page: list[tuple[str, int]]) -> None:
         """Count the items of the source, for the progress only.
@@ -143,19 +159,28 @@ class _DatabaseCopy:
     ) -> None:
         session = _SessionCopy(self, session_id, length)
         try:
-            await session.run()
-        except _SessionProblem as problem:
-            self._problem_count += 1
-            if len(self._problems) < MAX_PROBLEMS:
-                self._problems.append(Problem(str(problem), session_id, problem.position))
-        except Exception as error:
-            return self._end_with_error(error, scope)
+            try:
+                await session.run()
+            except _SessionProblem as problem:
+                self.add_problem(str(problem), session_id, problem.position)
+            self._sessions += 1
+            self.advance(length - session.done)
+        except (Exception, KeyboardInterrupt, SystemExit) as error:
+            self._end_with_error(error, scope)
         finally:
             free_places.release()
-        self._sessions += 1
-        self.advance(length - session.done)
 
-    def _end_with_error(self, error: Exception, scope: anyio.CancelScope) -> None:
+    def add_problem(self, what: str, session_id: str, position: int | None) -> None:
+        """Count a problem, and keep it for the report if there are not too many."""
+        self._problem_count += 1
+        if len(self._problems) < MAX_PROBLEMS:
+            self._problems.append(Problem(what, session_id, position))
+
+    def count_more_problems(self, count: int) -> None:
+        """Count problems that nobody would read."""
+        self._problem_count += count
+
+    def _end_with_error(self, error: BaseException, scope: anyio.CancelScope) -> None:
         # Kept instead of raised, because the task group would wrap it into an exception group.
         if self._error is None:
             self._error = error
@@ -163,7 +188,10 @@ class _DatabaseCopy:
 
     def _report_progress(self) -> None:
         if self._progress is not None:
-            self._progress(self._done_items, max(self._done_items, self._expected_items))
+            try:
+                self._progress(self._done_items, max(self._done_items, self._expected_items))
+            except BaseException as error:
+                raise _ProgressFailed(error) from error
 
 
 class _SessionCopy:
@@ -178,6 +206,8 @@ class _SessionCopy:
         self._source, self._target = copy.source, copy.target
         self._id, self._length = session_id, length
         self._cached_rows: list[Row] = []  # all rows of the source, where they are one slice
+        self._corrupt: list[tuple[int, str]] = []  # the first positions of rows that cannot be read, and why
+        self._corrupt_count = 0
         self.done = 0
 
     async def run(self) -> None:
@@ -196,12 +226,18 @@ class _SessionCopy:
         if self.done < self._length:
             await self._append_rest()
             await self._verify(source_digest)
+        for position, why in self._corrupt:
+            self._copy.add_problem(f"copied as it is, but cannot be read: {why}", self._id, position)
+        self._copy.count_more_problems(self._corrupt_count - len(self._corrupt))
 
     async def _read_source(self) -> _RowsDigest:
         """Read the rows of the source before anything is written, and check that each can be copied."""
         digest = _RowsDigest()
         while rows := await self._source_rows(digest.count, self._length):
-            _decode_texts(rows)
+            texts = _decode_texts(rows)
+            corrupt = _find_corrupt(rows, texts)
+            self._corrupt_count += len(corrupt)
+            self._corrupt = (self._corrupt + corrupt)[:MAX_PROBLEMS]
             digest.add(rows)
             self._cached_rows = rows if len(rows) == self._length else []
         if digest.count < self._length:
@@ -317,3 +353,16 @@ def _decode_texts(rows: Sequence[Row]) -> list[str]:
         except UnicodeDecodeError:
             raise _SessionProblem("not copied: the item's text is not UTF-8", position) from None
     return texts
+
+
+def _find_corrupt(rows: Sequence[Row], texts: Sequence[str]) -> list[tuple[int, str]]:
+    """Return the position of each row that is not an item's JSON, and why."""
+    if decode_joined(b",".join(data for _, data in rows), len(rows)) is not None:
+        return []
+    corrupt = []
+    for (position, _), text in zip(rows, texts, strict=True):
+        try:
+            decode_item(text)
+        except ValueError as error:
+            corrupt.append((position, str(error)))
+    return corrupt

@@ -18,6 +18,7 @@
     └── MissingDependencyError (ImportError)   an optional package; the message is the pip command
 
     CorruptItemWarning (UserWarning)           a stored row cannot be read and was skipped
+    HardLinkWarning (UserWarning)              the database's file has another name, under which writes can be lost
 
 Wrong arguments raise Python's own ``TypeError`` (wrong type) and ``ValueError`` (out of range: a negative ``limit``,
 an empty session id, an unknown URL scheme).
@@ -105,3 +106,11 @@ class MissingDependencyError(AgentMemError, ImportError):
 
 class CorruptItemWarning(UserWarning):
     """A stored row cannot be read and was skipped; the message names the session and the position."""
+
+
+class HardLinkWarning(UserWarning):
+    """The database's file has another name, a hard link; the message names the file.
+
+    SQLite names a file's WAL after the path by which the file is opened. So programs that use different names do not
+    see each other's writes, and can lose them (sqlite.org/howtocorrupt.html, section 2.5).
+    """

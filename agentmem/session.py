@@ -7,6 +7,9 @@ Concurrency: any number of tasks can use one handle, and any number of handles c
 ``add_items`` call are never interleaved with those of another. Calls from one event loop are stored in the order in
 which they were made; calls from several loops or processes, in the order in which their transactions began.
 
+Event loops: every async method needs a running event loop of asyncio. Without one, such as under trio, it raises
+RuntimeError.
+
 Cancellation: a write that has not begun is not written. A write that has begun finishes; ``CancelledError`` is raised
 when its outcome is known.
 """
@@ -32,6 +35,7 @@ from .arguments import (
 from .engines import open_engine
 from .engines.base import Engine
 from .errors import CorruptItemWarning, SessionClosedError
+from .handle import refuse_copies
 from .items import encode_items
 from .reading import TailReading, WindowReading
 from .replay import SessionSettings
@@ -55,7 +59,9 @@ class AsyncSession:
         ValueError: the session id is empty, too long, or has a character that a database cannot store.
     """
 
-    __slots__ = ("_closed", "_engine", "_owns_engine", "session_id", "settings")
+    __slots__ = ("__weakref__", "_closed", "_engine", "_owns_engine", "session_id", "settings")
+
+    __reduce_ex__ = refuse_copies
 
     # Any, here and below, is for type checkers. The SDK's protocol names types of the SDK, which agentmem does not
     # import, and a mutable attribute or a list matches a protocol only with exactly the named type, or with Any.
@@ -100,8 +106,9 @@ class AsyncSession:
         """Append items: all of them or none. They are durable when this returns.
 
         Args:
-            items: JSON objects (dicts), or pydantic models such as the ``openai`` client returns, oldest first. They
-                are encoded before the first await, so a later change of an object does not change what is stored.
+            items: JSON objects (dicts, or mappings of another kind), or pydantic models such as the ``openai`` client
+                returns, oldest first. They are encoded before the first await, so a later change of an object does not
+                change what is stored.
 
         Raises:
             InvalidItemError: an item has no faithful JSON form; the error has its index and the path in it.
@@ -217,6 +224,9 @@ class AsyncSQLiteSession(AsyncSession):
 
     Nothing is opened yet: an error of the file is raised by ``async with`` or the first call.
 
+    Warns:
+        HardLinkWarning: the file has another name, under which writes can be lost; by what opens the file.
+
     Args:
         db: path of the file, which is created (readable by its owner alone) if there is none. ":memory:" for a database
             that only this handle sees and that is gone when the handle is closed.
@@ -228,7 +238,9 @@ class AsyncSQLiteSession(AsyncSession):
 
     Raises:
         TypeError: an argument has the wrong type.
-        ValueError: an argument is out of range, or ``db`` is the URL of another kind of database.
+        ValueError: an argument is out of range, or ``db`` is the URL of another kind of database, or cannot be the path
+            of a file.
+        StorageError: ``db`` is relative, and the working directory was deleted.
     """
 
     __slots__ = ()

@@ -6,9 +6,11 @@ import os
 from types import TracebackType
 from typing import Any, Self
 
+from .arguments import check_options
 from .checking import CheckReport, Progress
 from .copying import CopyReport, copy_sessions
 from .engines import open_engine
+from .handle import refuse_copies
 from .replay import SessionSettings
 from .session import AsyncSession
 
@@ -28,14 +30,17 @@ class AsyncSessionStore:
 
     Raises:
         TypeError: an option is unknown, or an argument has the wrong type.
-        ValueError: the URL's scheme is unknown, or an option is out of range.
+        ValueError: the URL's scheme is unknown, the URL or path leads to no database, or an option is out of range.
+        StorageError: the path is relative, and the working directory was deleted.
         MissingDependencyError: the database's driver is not installed; the message is the pip command.
     """
 
-    __slots__ = ("_engine",)
+    __slots__ = ("__weakref__", "_engine")
+
+    __reduce_ex__ = refuse_copies
 
     def __init__(self, db: str | os.PathLike[str] | Any, **options: Any) -> None:
-        self._engine = open_engine(db, **options)
+        self._engine = open_engine(db, **check_options(self, db, options))
 
     @property
     def name(self) -> str:
@@ -122,11 +127,11 @@ class AsyncSessionStore:
         left as it is, and the report names it. So the next call copies what is new, and completes a copy that was
         cancelled or killed.
 
-        Items are copied as the text that is stored, byte for byte, corrupt ones too. Afterwards they are read from both
-        stores, and their number and a digest are compared. A session is copied up to the length that it had when it was
-        listed; items that are appended later are left to the next call. If a session changes in another way, or an
-        item's text is not UTF-8 or has a NUL character, which not every database can store, the report says so, and the
-        other sessions are copied.
+        Items are copied as the text that is stored, byte for byte, corrupt ones too, which the report names. Afterwards
+        they are read from both stores, and their number and a digest are compared. A session is copied up to the length
+        that it had when it was listed; items that are appended later are left to the next call. If a session changes in
+        another way, or an item's text is not UTF-8 or has a NUL character, which not every database can store, the
+        report says so, and the other sessions are copied.
 
         Not copied are: the times at which items were stored (in the copy, they are the times of the copy); sessions
         without items; data outside of sessions. This store is only read, but an SQLite file must be writable; copy a
@@ -136,7 +141,7 @@ class AsyncSessionStore:
         Args:
             other: the store to copy to. It is opened, and its database is created if it does not exist.
             progress: called from time to time, on the event loop of this call, with the number of items that are done
-                and about how many there are.
+                and about how many there are. What it raises ends the copy, and is raised as it is.
 
         Raises:
             TypeError: ``other`` is not an ``AsyncSessionStore``.

@@ -13,11 +13,13 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel
 
-from .arguments import session_id_by_keyword
+from .arguments import check_options, session_id_by_keyword
 from .blocking import close_blocking, run_blocking
 from .checking import CheckReport, Progress
 from .copying import CopyReport
+from .handle import refuse_copies
 from .replay import SessionSettings
+from .restoring import async_restore
 from .session import AsyncPostgresSession, AsyncSession, AsyncSQLiteSession
 from .store import AsyncSessionStore
 
@@ -36,7 +38,9 @@ class Session:
         async_session: the session that does the work. It can also be used by itself, on any event loop.
     """
 
-    __slots__ = ("async_session",)
+    __slots__ = ("__weakref__", "async_session")
+
+    __reduce_ex__ = refuse_copies
 
     session_settings: None = None
 
@@ -174,10 +178,12 @@ class SessionStore:
         async_store: the store that does the work. It can also be used by itself, on any event loop.
     """
 
-    __slots__ = ("async_store",)
+    __slots__ = ("__weakref__", "async_store")
+
+    __reduce_ex__ = refuse_copies
 
     def __init__(self, db: str | os.PathLike[str] | Any, **options: Any) -> None:
-        self.async_store = AsyncSessionStore(db, **options)
+        self.async_store = AsyncSessionStore(db, **check_options(self, db, options))
 
     @property
     def name(self) -> str:
@@ -235,3 +241,11 @@ class SessionStore:
 
     def __repr__(self) -> str:
         return repr(self.async_store).replace("<Async", "<", 1)
+
+
+def restore(backup: str | os.PathLike[str], target: str | os.PathLike[str] | Any) -> None:
+    """Put a backup in a database's place: whole, or not at all. Nobody may have the database open.
+
+    See :func:`agentmem.async_restore`.
+    """
+    run_blocking(async_restore, backup, target)

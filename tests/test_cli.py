@@ -225,10 +225,64 @@ def test_the_command_that_demo_ends_with_goes_on_with_the_conversation(tmp_path:
 
 
 @posix
-def test_demo_says_nothing_when_its_reader_goes_away(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "args",
+    [["demo", "--db", "demo.db"], ["check", "app.db"], ["copy", "app.db", "new.db"], ["--help"], ["check", "--help"]],
+    ids=" ".join,
+)
+def test_every_command_ends_with_code_141_and_without_a_word_where_its_reader_is_gone(
+    tmp_path: Path, args: list[str]
+) -> None:
+    fill(tmp_path / "app.db", alice=3)
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "wb") as output:
+        done = subprocess.run(
+            [*MODULE, *args], cwd=tmp_path, env=environment({}), stdout=output, stderr=subprocess.PIPE, check=False
+        )
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+@posix
+def test_demo_ends_where_its_reader_has_seen_enough(tmp_path: Path) -> None:
     command = ["sh", "-c", f"{sys.executable} -m agentmem demo --db demo.db | head -n 2"]
     done = process(tmp_path, command=command)
     assert (done.stdout.count("\n"), done.stderr) == (2, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full, as Linux has it")
+def test_an_output_that_cannot_be_written_is_one_line_and_code_3(tmp_path: Path) -> None:
+    fill(tmp_path / "app.db", alice=3)
+    with open("/dev/full", "wb") as output:
+        done = subprocess.run(
+            [*MODULE, "check", "app.db"],
+            cwd=tmp_path,
+            env=environment({}),
+            stdout=output,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    assert done.returncode == 3
+    assert re.fullmatch(rb"Error: .*No space left on device\n", done.stderr)
+
+
+def test_a_defect_shows_its_traceback_and_is_not_taken_for_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: object, **options: object) -> None:
+        raise ZeroDivisionError("a defect")
+
+    monkeypatch.setattr("agentmem.cli.databases.SessionStore", broken)
+    done = agentmem(tmp_path, "check", "app.db")
+    assert done.code == 3
+    assert done.stderr.startswith("Traceback ")
+    assert done.stderr.endswith("ZeroDivisionError: a defect\n")
+
+
+def test_a_password_in_an_argument_too_many_is_not_shown(tmp_path: Path) -> None:
+    done = agentmem(tmp_path, "check", "app.db", "postgresql://me:hunter2@host/db")
+    assert (done.code, "me@host/db" in done.stderr) == (2, True)
+    assert "hunter2" not in done.stderr
 
 
 # chat
@@ -308,17 +362,17 @@ def test_chat_goes_on_after_a_failure_and_the_session_is_as_it_was(tmp_path: Pat
     assert items(tmp_path / "conversations.db")[0]["content"] == "Two"
 
 
-def test_chat_ends_with_code_1_where_the_last_message_got_no_answer(tmp_path: Path, server: ResponsesServer) -> None:
+def test_chat_ends_with_code_3_where_the_last_message_got_no_answer(tmp_path: Path, server: ResponsesServer) -> None:
     server.answer(message("Hello"))
     server.fail(400, "that model is asleep")
     done = agentmem(tmp_path, "chat", "--model", "m", says="One\nTwo\n", env=online(server))
-    assert (done.code, answers(done.stdout)) == (1, ["Hello"])
+    assert (done.code, answers(done.stdout)) == (3, ["Hello"])
     assert len(items(tmp_path / "conversations.db")) == 2
 
 
 def test_chat_without_key_and_model_names_the_three_ways_out_and_stores_nothing(tmp_path: Path) -> None:
     done = agentmem(tmp_path, "chat", says="Hello\n")
-    assert done.code == 1
+    assert done.code == 3
     error, hint = done.stderr.splitlines()
     for way in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OfflineModel()", "nothing was added to the session 'default'"):
         assert way in error
@@ -408,10 +462,10 @@ def test_import_sdk_names_the_sessions_that_it_skips(tmp_path: Path, sdk_file: P
     assert done.stderr == "skipped: session '', an id that agentmem refuses; its items stay in sdk.db\n"
 
 
-def test_import_sdk_of_what_is_no_history_is_one_line_and_code_1(tmp_path: Path) -> None:
+def test_import_sdk_of_what_is_no_history_is_one_line(tmp_path: Path) -> None:
     _failed_in_one_line(agentmem(tmp_path, "import-sdk", "no.db"), "there is no file", "no.db")
     (tmp_path / "notes.db").write_text("Dear diary. " * 1000)
-    _failed_in_one_line(agentmem(tmp_path, "import-sdk", "notes.db"), "notes.db", "not a database")
+    _failed_in_one_line(agentmem(tmp_path, "import-sdk", "notes.db"), "notes.db", "not a database", code=1)
     with closing(sqlite3.connect(tmp_path / "photos.db")) as connection:
         connection.execute("CREATE TABLE photos (id, name)")
     done = agentmem(tmp_path, "import-sdk", "photos.db", "--into", "new.db")
@@ -466,7 +520,7 @@ def test_check_counts_what_nobody_would_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "command", [["check", "no.db"], ["backup", "no.db", "copy.db"], ["copy", "no.db", "new.db"]], ids=lambda c: c[0]
 )
-def test_a_missing_file_is_one_line_and_code_1_and_is_not_made(tmp_path: Path, command: list[str]) -> None:
+def test_a_missing_file_is_one_line_and_code_3_and_is_not_made(tmp_path: Path, command: list[str]) -> None:
     _failed_in_one_line(agentmem(tmp_path, *command), "there is no file", "no.db")
     assert list(tmp_path.iterdir()) == []
 
@@ -476,9 +530,9 @@ def test_a_missing_file_is_one_line_and_code_1_and_is_not_made(tmp_path: Path, c
     [["check", "notes.db"], ["backup", "notes.db", "copy.db"], ["copy", "notes.db", "new.db"]],
     ids=lambda c: c[0],
 )
-def test_a_file_that_is_none_of_agentmem_s_is_one_line_and_code_1(tmp_path: Path, command: list[str]) -> None:
+def test_a_file_that_is_none_of_agentmem_s_is_one_line(tmp_path: Path, command: list[str]) -> None:
     (tmp_path / "notes.db").write_text("Dear diary. " * 1000)
-    _failed_in_one_line(agentmem(tmp_path, *command), "notes.db", "not a database")
+    _failed_in_one_line(agentmem(tmp_path, *command), "notes.db", "not a database", code=1)
     (tmp_path / "notes.db").unlink()
     with closing(sqlite3.connect(tmp_path / "notes.db")) as connection:
         connection.execute("CREATE TABLE notes (text)")
@@ -500,6 +554,26 @@ def test_backup_copies_a_file_that_is_then_used_like_any_and_overwrites_nothing(
     _failed_in_one_line(agentmem(tmp_path, "backup", "app.db", "copy.db"), "copy.db exists")
     _failed_in_one_line(agentmem(tmp_path, "backup", "app.db", "no/copy.db"), "no/copy.db", "create its folder")
     assert contents(tmp_path / "copy.db") == ["one"] * 3
+
+
+# restore
+
+
+def test_restore_puts_a_backup_in_a_database_s_place_unless_somebody_has_it_open(tmp_path: Path) -> None:
+    fill(tmp_path / "app.db", default=3)
+    succeeded(agentmem(tmp_path, "backup", "app.db", "copy.db"))
+    with SQLiteSession(tmp_path / "app.db", session_id="default") as session:
+        session.add_items([{"role": "user", "content": "new"}])
+        done = agentmem(tmp_path, "restore", "copy.db", "app.db")
+        _failed_in_one_line(done, "app.db is open in this program or in another, and was not replaced")
+    assert contents(tmp_path / "app.db")[-1] == "new"
+    assert succeeded(agentmem(tmp_path, "restore", "copy.db", "app.db")) == "app.db restored from copy.db.\n"
+    assert contents(tmp_path / "app.db") == contents(tmp_path / "copy.db") == ["0", "1", "2"]
+    assert {path.name for path in tmp_path.iterdir()} == {"app.db", "copy.db"}
+    _failed_in_one_line(agentmem(tmp_path, "restore", "no.db", "app.db"), "there is no file", "no.db")
+    _failed_in_one_line(agentmem(tmp_path, "restore", "copy.db", "copy.db"), "are the same file", code=2)
+    (tmp_path / "app.db").write_text("Dear diary. " * 1000)
+    _failed_in_one_line(agentmem(tmp_path, "restore", "copy.db", "app.db"), "is not a database", code=1)
 
 
 # copy
@@ -538,7 +612,7 @@ def test_every_command_serves_every_engine_and_shows_no_password(tmp_path: Path,
     assert succeeded(copied) == "4 items copied; 1 sessions in the source: no problems.\n"
     assert contents(tmp_path / "copy.db", "alice")[::2] == ["I like cats.", "I like cats."]
     itself = agentmem(tmp_path, "copy", url, url)
-    assert (itself.code, itself.stderr.count("\n")) == (1, 1)
+    assert (itself.code, itself.stderr.count("\n")) == (2, 1)
     assert not any("s3cret" in done.stdout + done.stderr for done in (chat, checked, copied, itself))
 
 
@@ -555,15 +629,30 @@ def test_copy_names_each_session_that_it_did_not_copy_and_exits_with_1(tmp_path:
     assert contents(tmp_path / "new.db", "bob") == ["0", "1", "2", "3"]
 
 
-def test_copy_to_what_cannot_be_a_target_is_one_line_and_code_1(tmp_path: Path) -> None:
+def test_copy_names_an_item_that_cannot_be_read_copies_it_as_it_is_and_exits_with_1(tmp_path: Path) -> None:
+    fill(tmp_path / "app.db", alice=3, bob=1)
+    with closing(sqlite3.connect(tmp_path / "app.db")) as connection, connection:
+        connection.execute("UPDATE agentmem_items SET item = '[1]' WHERE item_key & 0xFFFFFFFF = 2")
+    for copied in ("4 items copied", "0 items copied, 4 were there already"):
+        done = agentmem(tmp_path, "copy", "app.db", "new.db")
+        assert (done.code, done.stderr) == (1, "")
+        assert done.stdout.splitlines() == [
+            "session 'alice', position 2: copied as it is, but cannot be read: not a JSON object but list",
+            f"{copied}; 2 sessions in the source: 1 problem.",
+        ]
+    with closing(sqlite3.connect(tmp_path / "new.db")) as connection:
+        assert connection.execute("SELECT item FROM agentmem_history WHERE position = 2").fetchall() == [("[1]",)]
+
+
+def test_copy_to_what_cannot_be_a_target_is_one_line(tmp_path: Path) -> None:
     fill(tmp_path / "app.db", alice=3)
     before = (tmp_path / "app.db").read_bytes()
     for same in ("app.db", "./app.db", f"sqlite:///{tmp_path}/app.db"):
-        _failed_in_one_line(agentmem(tmp_path, "copy", "app.db", same), "the same database", "app.db")
+        _failed_in_one_line(agentmem(tmp_path, "copy", "app.db", same), "the same database", "app.db", code=2)
     (tmp_path / "notes.db").write_text("Dear diary. " * 1000)
-    _failed_in_one_line(agentmem(tmp_path, "copy", "app.db", "notes.db"), "notes.db", "not a database")
+    _failed_in_one_line(agentmem(tmp_path, "copy", "app.db", "notes.db"), "notes.db", "not a database", code=1)
     _failed_in_one_line(agentmem(tmp_path, "copy", "app.db", "no/new.db"), "no/new.db", "create its folder")
-    _failed_in_one_line(agentmem(tmp_path, "copy", "app.db", "oracle://new"), "unknown database URL oracle://")
+    _failed_in_one_line(agentmem(tmp_path, "copy", "app.db", "oracle://new"), "unknown database URL oracle://", code=2)
     assert (tmp_path / "app.db").read_bytes() == before
     assert (tmp_path / "notes.db").read_text() == "Dear diary. " * 1000
     assert {path.name for path in tmp_path.iterdir()} == {"app.db", "notes.db"}
@@ -573,7 +662,7 @@ def test_copy_to_what_cannot_be_a_target_is_one_line_and_code_1(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("command", ["demo", "chat"])
-def test_a_missing_folder_is_one_line_and_code_1(tmp_path: Path, command: str) -> None:
+def test_a_missing_folder_is_one_line_and_code_3(tmp_path: Path, command: str) -> None:
     done = agentmem(tmp_path, command, "--db", str(tmp_path / "no" / "folder.db"))
     _failed_in_one_line(done, "no/folder.db", "create its folder")
     assert list(tmp_path.iterdir()) == []
@@ -584,13 +673,13 @@ def test_a_file_that_is_no_database_is_one_line_and_code_1_and_stays_as_it_is(tm
     notes = tmp_path / "notes.db"
     notes.write_text("Dear diary. " * 1000)
     done = agentmem(tmp_path, command, "--db", "notes.db")
-    _failed_in_one_line(done, "notes.db", "not a database")
+    _failed_in_one_line(done, "notes.db", "not a database", code=1)
     assert notes.read_text() == "Dear diary. " * 1000
     assert list(tmp_path.iterdir()) == [notes]
 
 
 @pytest.mark.parametrize("command", ["demo", "chat"])
-def test_another_programs_database_is_one_line_and_code_1_and_stays_as_it_is(tmp_path: Path, command: str) -> None:
+def test_another_programs_database_is_one_line_and_code_3_and_stays_as_it_is(tmp_path: Path, command: str) -> None:
     with closing(sqlite3.connect(tmp_path / "photos.db")) as connection:
         connection.executescript("PRAGMA user_version = 7; CREATE TABLE photos (id, name)")
     before = (tmp_path / "photos.db").read_bytes()
@@ -599,8 +688,8 @@ def test_another_programs_database_is_one_line_and_code_1_and_stays_as_it_is(tmp
     assert (tmp_path / "photos.db").read_bytes() == before
 
 
-def _failed_in_one_line(done: Done, *parts: str) -> None:
-    assert done.code == 1, done.stdout
+def _failed_in_one_line(done: Done, *parts: str, code: int = 3) -> None:
+    assert done.code == code, done.stdout
     assert done.stderr.startswith("Error: ")
     assert done.stderr.count("\n") == 1, done.stderr
     for part in parts:
@@ -619,6 +708,8 @@ def _failed_in_one_line(done: Done, *parts: str) -> None:
         (["check", "."], "is a directory"),
         (["backup", "app.db"], "TARGET"),
         (["backup", "app.db", "."], "is a directory"),
+        (["restore", "copy.db"], "TARGET"),
+        (["restore", "copy.db", "."], "is a directory"),
         (["copy", "app.db"], "TARGET"),
         (["copy", "app.db", "."], "is a directory"),
     ],
@@ -660,14 +751,14 @@ def test_a_database_in_memory_is_refused_where_it_can_only_be_empty(tmp_path: Pa
         (["--db", ""], "db is a path"),
     ],
 )
-def test_an_argument_out_of_range_is_one_line_and_code_1(tmp_path: Path, args: list[str], problem: str) -> None:
-    _failed_in_one_line(agentmem(tmp_path, "chat", "--offline", *args, says="Hello\n"), problem)
+def test_an_argument_out_of_range_is_one_line_and_code_2(tmp_path: Path, args: list[str], problem: str) -> None:
+    _failed_in_one_line(agentmem(tmp_path, "chat", "--offline", *args, says="Hello\n"), problem, code=2)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_input_that_is_no_text_is_one_line_and_code_1(tmp_path: Path) -> None:
+def test_input_that_is_no_text_is_one_line_and_code_2(tmp_path: Path) -> None:
     done = agentmem(tmp_path, "chat", "--offline", says=b"My name is Alice.\n\xff\xfe\n")
-    _failed_in_one_line(done, "can't decode byte 0xff")
+    _failed_in_one_line(done, "can't decode byte 0xff", code=2)
 
 
 # Help
@@ -691,7 +782,7 @@ def test_every_command_and_every_option_says_what_it_is_for() -> None:
         for parameter in command.params
         if isinstance(parameter, click.Option) and not parameter.help
     ]
-    assert {("demo",), ("chat",), ("import-sdk",), ("check",), ("backup",), ("copy",)} <= set(COMMANDS)
+    assert {("demo",), ("chat",), ("import-sdk",), ("check",), ("backup",), ("restore",), ("copy",)} <= set(COMMANDS)
     assert not silent
 
 
@@ -776,7 +867,7 @@ def test_ctrl_c_while_the_model_thinks_ends_at_once_and_stores_nothing(tmp_path:
             chat.type("Hello\n")
             server.wait_for_request()
             chat.process.send_signal(signal.SIGINT)
-            assert chat.end() == 1
+            assert chat.end() == 130
             assert chat.process.stderr is not None
             assert chat.process.stderr.read().strip() == "Aborted!"
     finally:
@@ -934,7 +1025,7 @@ def test_ctrl_c_ends_a_copy_and_the_next_one_completes_it(tmp_path: Path) -> Non
         terminal.wait_for("copying")
         terminal.wait_for("/20000")
         terminal.interrupt()
-        assert terminal.end() in (0, 1)  # 0 where it was faster
+        assert terminal.end() in (0, 130)  # 0 where it was faster
         assert "Traceback" not in terminal.output
     there = contents(tmp_path / "new.db", "alice")
     assert there == [str(number) for number in range(len(there))]
@@ -964,5 +1055,5 @@ def test_ctrl_c_ends_a_backup_at_once_and_leaves_nothing_behind(tmp_path: Path) 
         if running.returncode != 0:
             break
         (backups / "copy.db").unlink()  # it was complete before the signal came
-    assert (running.returncode, output, errors.strip()) == (1, b"", b"Aborted!")
+    assert (running.returncode, output, errors.strip()) == (130, b"", b"Aborted!")
     assert list(backups.iterdir()) == []

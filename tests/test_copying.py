@@ -41,6 +41,9 @@ ODD = [
 ]
 """Texts that would not come back as they are from a JSON column, or are none of an item."""
 
+NO_ITEMS = (1, 2, 3, 7)
+"""Which of them are none."""
+
 
 @pytest.fixture(
     params=sorted({pair for name in ENGINES for pair in ((name, "sqlite"), ("sqlite", name))}), ids=" to ".join
@@ -142,10 +145,12 @@ async def test_every_session_goes_over_as_it_is_stored(urls: tuple[str, str]) ->
     before = await contents(urls[0])
     report = await copy(urls)
     count = sum(map(len, sessions.values()))
-    assert report == CopyReport(len(sessions), count, 0, 0, ())
+    assert (report.sessions, report.items, report.already_there) == (len(sessions), count, 0)
+    assert [(problem.session_id, problem.position) for problem in report.problems] == [("odd", at) for at in NO_ITEMS]
     assert await contents(urls[1]) == before == {id_: stored(texts) for id_, texts in sessions.items()}
     assert await contents(urls[0]) == before
-    assert await copy(urls) == CopyReport(len(sessions), 0, count, 0, ())
+    assert all("copied as it is, but cannot be read" in str(problem) for problem in report.problems)
+    assert await copy(urls) == CopyReport(len(sessions), 0, count, len(NO_ITEMS), report.problems)
 
 
 async def test_a_session_without_items_leaves_nothing_to_copy(urls: tuple[str, str]) -> None:
@@ -503,6 +508,53 @@ async def test_an_error_comes_out_as_it_is_and_the_next_run_completes_the_copy(u
     assert beginnings(await contents(urls[1]), whole) < sum(map(len, whole.values()))
     assert (await copy(urls)).problem_count == 0
     assert await contents(urls[1]) == whole
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ZeroDivisionError("x"),
+        KeyboardInterrupt("x"),
+        SystemExit("x"),
+        asyncio.CancelledError("x"),
+        ExceptionGroup("x", [ValueError("y")]),
+        BaseExceptionGroup("x", [KeyboardInterrupt("y")]),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_what_the_caller_s_progress_raises_at_any_call_comes_out_as_it_is(
+    files: tuple[str, str], error: BaseException
+) -> None:
+    await fill(files[0], {"a": rows(0, 3), "b": rows(0, 5 * 1024), "c": rows(0, 2)})
+    await fill(files[1], {"a": [row(9)], "c": [row(9)]})  # for which what is left of a session is counted at its end
+    calls = 0
+
+    def count(done: int, of: int) -> None:
+        nonlocal calls
+        calls += 1
+
+    source, target = map(open_by_url, files)
+    await copy_sessions(source, target, progress=count)
+    for number in range(1, calls + 1):
+        left = [number]
+
+        def fail(done: int, of: int) -> None:
+            left[0] -= 1  # noqa: B023  of this round
+            if not left[0]:  # noqa: B023
+                raise error
+
+        with pytest.raises(type(error)) as raised:
+            await copy_sessions(source, target, progress=fail)
+        assert raised.value is error
+    await source.close()
+    await target.close()
+
+
+async def test_corrupt_items_of_one_session_are_counted_and_the_first_are_named(files: tuple[str, str]) -> None:
+    await fill(files[0], {"a": ["no JSON"] * (MAX_PROBLEMS + 50)})
+    report = await copy(files)
+    assert (report.items, report.problem_count) == (MAX_PROBLEMS + 50, MAX_PROBLEMS + 50)
+    assert [problem.position for problem in report.problems] == list(range(MAX_PROBLEMS))
 
 
 async def test_a_cancelled_copy_leaves_beginnings_and_the_next_run_completes_it(urls: tuple[str, str]) -> None:

@@ -54,14 +54,15 @@ def test_the_tree_is_the_one_that_users_were_promised() -> None:
         assert drawn()[kind] == ("RunError",)
 
 
-@pytest.mark.parametrize("name", [name for name in drawn() if name != "CorruptItemWarning"])
+@pytest.mark.parametrize("name", [name for name in drawn() if not name.endswith("Warning")])
 def test_the_root_catches_every_error(name: str) -> None:
     assert issubclass(defined()[name], errors.AgentMemError)
 
 
-def test_the_warning_is_no_error() -> None:
-    assert issubclass(errors.CorruptItemWarning, UserWarning)
-    assert not issubclass(errors.CorruptItemWarning, errors.AgentMemError)
+@pytest.mark.parametrize("kind", [errors.CorruptItemWarning, errors.HardLinkWarning])
+def test_a_warning_is_no_error(kind: type[Warning]) -> None:
+    assert issubclass(kind, UserWarning)
+    assert not issubclass(kind, errors.AgentMemError)
 
 
 def test_an_invalid_item_error_names_the_item_and_the_place_in_it() -> None:

@@ -9,7 +9,8 @@ import json
 import os
 import subprocess
 import sys
-from collections import OrderedDict, defaultdict, deque
+from collections import ChainMap, OrderedDict, UserDict, defaultdict, deque
+from collections.abc import Callable, Mapping
 from dataclasses import FrozenInstanceError, dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -216,6 +217,18 @@ def test_subclasses_of_the_json_types_come_back_equal(value: Any) -> None:
 @pytest.mark.parametrize("item", [Names(b=1, a=2), OrderedDict(b=1, a=2), defaultdict(int, {"b": 1, "a": 2})])
 def test_an_item_may_be_a_subclass_of_dict(item: JsonObject) -> None:
     assert list(stored(item).items()) == [("b", 1), ("a", 2)]
+
+
+@pytest.mark.parametrize("kind", [MappingProxyType, UserDict, ChainMap])
+def test_an_item_may_be_a_mapping_of_any_kind(kind: Callable[[JsonObject], Mapping[str, Any]]) -> None:
+    for members in ({"b": 1, "a": [2]}, {}, {"a": "\ud800"}):
+        item = kind(members)
+        (text,) = encode_items([item])
+        assert decode_item(text) == item
+    with pytest.raises(InvalidItemError, match=r"item 0 at \$\.b: bytes has no faithful JSON form"):
+        encode_items([kind({"b": b"x"})])
+    with pytest.raises(TypeError, match=r"put it in a list, \[item\]"):
+        encode_items(kind({"role": "user"}))
 
 
 # ----------------------------------------------------------------------------------------------------------- bad input

@@ -70,6 +70,18 @@ def test_every_async_class_that_agentmem_exports_has_its_sync_one() -> None:
     assert {name.removeprefix("Async") for name in exported} <= set(agentmem.__all__)
 
 
+def test_every_async_function_that_agentmem_exports_has_its_sync_one() -> None:
+    exported = {name for name in agentmem.__all__ if name.startswith("async_")}
+    assert exported == {"async_restore"}
+    for name in exported:
+        theirs, ours = getattr(agentmem, name), getattr(agentmem, name.removeprefix("async_"))
+        assert inspect.iscoroutinefunction(theirs)
+        assert not inspect.iscoroutinefunction(ours)
+        assert inspect.signature(ours) == inspect.signature(theirs)
+        assert summary(ours) == summary(theirs)
+        assert f"See :func:`agentmem.{name}`." in (inspect.getdoc(ours) or "")
+
+
 @pytest.mark.parametrize(("async_class", "sync_class", "name"), FUNCTIONS)
 def test_a_sync_method_has_the_parameters_and_docs_of_the_async_one(
     async_class: type, sync_class: type, name: str

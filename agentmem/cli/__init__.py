@@ -8,7 +8,7 @@ commands in ``COMMANDS``:
 - ``agents_sdk``: commands on files of the OpenAI Agents SDK
 - ``demo``: the demonstration
 
-``terminal`` has what they print with.
+``program`` has their exit codes, ``terminal`` what they print with.
 """
 
 from __future__ import annotations
@@ -20,9 +20,15 @@ import click
 
 from ..version import __version__
 from . import agents_sdk, conversations, databases, demo
+from .program import Program
+
+_EXIT_CODES = (
+    "Exit codes: 0 done; 1 damage (check and copy name it); 2 wrong usage; 3 failed, such as a missing file; "
+    "130 interrupted; 141 the reader of the output went away."
+)
 
 
-@click.group(help="Conversation memory for agents.")
+@click.group(cls=Program, help="Conversation memory for agents.", epilog=_EXIT_CODES)
 @click.version_option(__version__, prog_name="agentmem")
 def main() -> None:
     """Entry point of the ``agentmem`` command."""

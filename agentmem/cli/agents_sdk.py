@@ -6,7 +6,8 @@ import click
 
 from ..blocking import run_blocking
 from ..integrations.openai_agents import import_history
-from .terminal import Command, DatabasePath, errors, write
+from .program import Command
+from .terminal import DatabasePath, errors, write
 
 
 @click.command("import-sdk", cls=Command)

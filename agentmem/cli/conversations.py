@@ -10,7 +10,8 @@ from ..errors import AgentMemError, ModelError
 from ..runner import Agent, Model, OfflineModel, Runner
 from ..runner.responses_api import DEFAULT_MODEL
 from ..sync import SessionStore
-from .terminal import Command, database_name, errors, output, write
+from .program import Command, ExitCode
+from .terminal import database_name, errors, output, write
 
 
 @click.command(cls=Command)
@@ -31,7 +32,7 @@ from .terminal import Command, database_name, errors, output, write
 def chat(session_id: str, db: str, model: str | None, offline: bool) -> None:
     """Talk to a model that remembers; an empty line or Ctrl+D ends.
 
-    The exit code is 1 if the last message got no answer.
+    The exit code is 3 if the last message got no answer.
     """
     if offline and model:
         raise click.UsageError("--offline and --model exclude each other")
@@ -56,7 +57,7 @@ def chat(session_id: str, db: str, model: str | None, offline: bool) -> None:
                 was_answered = True
                 write(f"{agent.name}: {result.final_output}", "green")
     if not was_answered:
-        sys.exit(1)
+        sys.exit(ExitCode.FAILED)
 
 
 def _ask() -> str:

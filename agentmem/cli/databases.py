@@ -1,4 +1,4 @@
-"""Commands on a whole database: ``check``, ``backup``, ``copy``."""
+"""Commands on a whole database: ``check``, ``backup``, ``restore``, ``copy``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from pathlib import Path
 import click
 
 from ..sync import SessionStore
-from .terminal import Command, DatabasePath, database_name, end_with_report, progress_bar, write
+from ..sync import restore as restore_backup
+from .program import Command
+from .terminal import DatabasePath, database_name, end_with_report, progress_bar, write
 
 
 @click.command(cls=Command)
@@ -33,13 +35,26 @@ def backup(file: str, target: str) -> None:
 
 
 @click.command(cls=Command)
+@click.argument("backup", type=DatabasePath())
+@click.argument("target", type=DatabasePath())
+def restore(backup: str, target: str) -> None:
+    """Put BACKUP in the place of the database TARGET, whole or not at all.
+
+    Nobody may have TARGET open. A WAL that a crash left beside it is removed.
+    """
+    restore_backup(backup, target)
+    write(f"{target} restored from {backup}.", "green")
+
+
+@click.command(cls=Command)
 @click.argument("source", type=DatabasePath())
 @click.argument("target", type=DatabasePath())
 def copy(source: str, target: str) -> None:
     """Copy every session from SOURCE to TARGET, each a file or the URL of a database.
 
-    Run again, it copies what is new. A session that differs in TARGET is left as it is there, and named; the exit code
-    is 1 then. SOURCE is only read, while others may write to it. The times at which items were stored are not copied.
+    Run again, it copies what is new. A session that differs in TARGET is left as it is there, and named, and so is an
+    item that cannot be read, which is copied as it is; the exit code is 1 then. SOURCE is only read, while others may
+    write to it. The times at which items were stored are not copied.
     """
     with (
         closing(SessionStore(source)) as store,
@@ -51,4 +66,4 @@ def copy(source: str, target: str) -> None:
     end_with_report(report, f"{report.items} items copied{already}; {report.sessions} sessions in the source")
 
 
-COMMANDS = (check, backup, copy)
+COMMANDS = (check, backup, restore, copy)

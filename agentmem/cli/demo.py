@@ -20,7 +20,8 @@ from ..items import message_text
 from ..replay import SessionSettings
 from ..runner import Agent, OfflineModel, Runner, RunResult
 from ..sync import Session, SessionStore, SQLiteSession
-from .terminal import Command, DatabasePath, output
+from .program import Command
+from .terminal import DatabasePath, output
 
 
 @click.command(cls=Command)

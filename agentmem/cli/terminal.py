@@ -1,4 +1,4 @@
-"""What commands print with: two consoles, lines, a progress bar, reports; and their one way to fail."""
+"""What commands print with: two consoles, lines, a progress bar, reports."""
 
 from __future__ import annotations
 
@@ -13,13 +13,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ..checking import CheckReport
 from ..copying import CopyReport
-from ..errors import AgentMemError
 from ..sync import SessionStore
+from .program import ExitCode, ReaderGoneError
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Say that nobody reads any more; rich would end the program with exit code 1."""
+        raise ReaderGoneError
+
 
 # Text is printed as it is: ":cat:" in a path or in a model's answer is not an emoji.
-output = Console(highlight=False, emoji=False)
+output = _Console(highlight=False, emoji=False)
 """Writes to stdout."""
-errors = Console(highlight=False, emoji=False, stderr=True)
+errors = _Console(highlight=False, emoji=False, stderr=True)
 """Writes to stderr."""
 
 
@@ -37,17 +44,6 @@ class DatabasePath(click.Path):
         if str(value).removeprefix("sqlite:///") == ":memory:":
             self.fail("a database in memory is empty, and gone when the command ends; give a file", param, context)
         return super().convert(value, param, context)
-
-
-class Command(click.Command):
-    """A command that ends with one line and exit code 1 if it fails, and not with a traceback."""
-
-    def invoke(self, context: click.Context) -> object:
-        """Run the command; turn agentmem's errors and ValueErrors into click's."""
-        try:
-            return super().invoke(context)
-        except (AgentMemError, ValueError) as error:
-            raise click.ClickException(str(error)) from error
 
 
 def write(text: str, style: str, console: Console = output) -> None:
@@ -77,7 +73,7 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def end_with_report(report: CheckReport | CopyReport, summary: str) -> None:
-    """Print the problems, one in a line, and a summary. If there are problems, end with exit code 1."""
+    """Print the problems, one in a line, and a summary. If there are problems, end with the exit code for damage."""
     for problem in report.problems:
         write(str(problem), "red")
     if report.problem_count > len(report.problems):
@@ -85,4 +81,4 @@ def end_with_report(report: CheckReport | CopyReport, summary: str) -> None:
     problems = "1 problem" if report.problem_count == 1 else f"{report.problem_count or 'no'} problems"
     write(f"{summary}: {problems}.", "dim")
     if report.problem_count:
-        sys.exit(1)
+        sys.exit(ExitCode.DAMAGE)

@@ -5,7 +5,10 @@ A new engine is one package here, one row in ``ENGINES`` and one optional depend
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from importlib import import_module
+from inspect import Parameter, signature
 from typing import Any, NamedTuple
 
 from ..errors import MissingDependencyError
@@ -37,6 +40,16 @@ ENGINES = {
 }
 
 
+def options_of(db: Any) -> tuple[str, ...]:
+    """Return the names of the options that the engine for a database has.
+
+    Raises:
+        ValueError, TypeError, MissingDependencyError: as in :func:`open_engine`.
+    """
+    parameters = signature(_engine_class(ENGINES[_split(db)[0]])).parameters.values()
+    return tuple(parameter.name for parameter in parameters if parameter.kind is Parameter.KEYWORD_ONLY)
+
+
 def open_engine(db: Any, **options: Any) -> Engine:
     """Create the engine for a database. It does not connect yet.
 
@@ -52,15 +65,7 @@ def open_engine(db: Any, **options: Any) -> Engine:
         MissingDependencyError: the engine's driver is not installed.
     """
     scheme, database = _split(db)
-    entry = ENGINES[scheme]
-    try:
-        module = import_module(entry.module)
-    except ImportError as error:
-        # If another module is missing, installing the driver would not help.
-        if not entry.driver or (error.name or "").partition(".")[0] != entry.driver:
-            raise
-        raise MissingDependencyError(f"pip install {entry.driver}") from error
-    engine: Engine = getattr(module, entry.name)(database, **options)
+    engine: Engine = _engine_class(ENGINES[scheme])(database, **options)
     return engine
 
 
@@ -73,22 +78,50 @@ def scheme_of(db: Any) -> str:
     return _split(db)[0]
 
 
+def _engine_class(entry: Entry) -> Callable[..., Engine]:
+    try:
+        module = import_module(entry.module)
+    except ImportError as error:
+        # If another module is missing, installing the driver would not help.
+        if not entry.driver or (error.name or "").partition(".")[0] != entry.driver:
+            raise
+        raise MissingDependencyError(f"pip install {entry.driver}") from error
+    engine_class: Callable[..., Engine] = getattr(module, entry.name)
+    return engine_class
+
+
 def _split(db: Any) -> tuple[str, Any]:
-    """Return the key in ``ENGINES``, and the database as that engine takes it."""
+    """Return the key in ``ENGINES``, and the database as that engine takes it.
+
+    The messages quote nothing that follows the scheme: it may hold a password.
+    """
     if not isinstance(db, str):
         packages = {base.__module__.partition(".")[0] for base in type(db).__mro__}
         return next((scheme for scheme, entry in ENGINES.items() if entry.driver in packages), "sqlite"), db
     if "://" not in db:
         return "sqlite", db
     scheme, _, rest = db.partition("://")
+    scheme = scheme.lower()  # as in every URL (RFC 3986, section 3.1)
     scheme = next((name for name, entry in ENGINES.items() if entry.alias == scheme), scheme)
     if scheme not in ENGINES:
         known = ", ".join(f"{name}://" for name in ENGINES)
-        raise ValueError(f"unknown database URL {scheme}://…; agentmem knows {known} and paths of SQLite files")
-    if ENGINES[scheme].keeps_url:
-        return scheme, db
+        unknown = f" {scheme}://…" if re.fullmatch("[a-z][a-z0-9+.-]*", scheme) else ""
+        raise ValueError(f"unknown database URL{unknown}; agentmem knows {known} and paths of SQLite files")
+    return scheme, db if ENGINES[scheme].keeps_url else _path_in_url(scheme, rest)
+
+
+def _path_in_url(scheme: str, rest: str) -> str:
+    """Return the path in the URL of a database that is a file; `rest` is what follows ``scheme://``."""
+    if rest in ("", "/"):
+        raise ValueError(f"{scheme}://{rest} names no file; write {scheme}:///:memory: for a database in memory")
     if not rest.startswith("/"):
-        raise ValueError(f"{db!r} names a host; write {scheme}:///{rest} for a relative path, four slashes for others")
-    if rest == "/":
-        raise ValueError(f"{db!r} names no file; write {scheme}:///:memory: for a database in memory")
-    return scheme, rest[1:]
+        url, path = ("…", "conversations.db") if "@" in rest else (rest, rest)  # what has an @ may hold a password
+        raise ValueError(
+            f"'{scheme}://{url}' names a host; write {scheme}:///{path} for a relative path, four slashes for others"
+        )
+    if "?" in rest:
+        raise ValueError(
+            f"a URL {scheme}:///… has no options after a ?; give them by keyword, such as busy_timeout_s=5.0. (A file "
+            "with ? in its name is opened by its path alone.)"
+        )
+    return rest[1:]

@@ -203,6 +203,24 @@ class Engine(ABC):
         """
 
     @abstractmethod
+    async def restore(self, backup: Engine) -> None:
+        """Put a copy of another engine's database in the place of this one: whole, or not at all.
+
+        This engine must not have been used yet. Nothing of the database that was there stays.
+
+        Args:
+            backup: the engine of the database to copy, of the same kind as this one. It is only read.
+
+        Raises:
+            ValueError: `backup` is not of this kind, or is the same database.
+            StorageBusyError: somebody has this database open; it was not replaced.
+            StorageCorruptError: `backup` is damaged, or what is in the place of this database is none; it was not
+                replaced.
+            StorageError: this engine cannot restore backups; the message names the tool that can.
+            StorageFullError: there is no space for the copy; the database was not replaced.
+        """
+
+    @abstractmethod
     async def close(self) -> None:
         """Wait for the calls that are under way, then release the connections. Idempotent.
 

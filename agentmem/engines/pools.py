@@ -15,6 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from typing import Generic, TypeVar
 
+from ..event_loop import running_loop
 from ..lifecycle import around_fork
 
 
@@ -70,7 +71,7 @@ class Pools(Generic[P]):
             make: makes the pool, where there is none.
             is_stale: whether a pool, also of another key, must not be leased again.
         """
-        loop = asyncio.get_running_loop()
+        loop = running_loop()
         with self._lock:
             for place, pool in list(self._pools.items()):
                 must_go = is_stale(pool)
@@ -83,6 +84,14 @@ class Pools(Generic[P]):
                 here = self._pools[key, loop] = make(loop)
             here.users += 1
             return here
+
+    def abandon_closed_loops(self) -> None:
+        """Abandon the pools whose event loops are closed; nobody can use them any more."""
+        with self._lock:
+            for place, pool in list(self._pools.items()):
+                if pool.loop.is_closed():
+                    pool.abandon()
+                    del self._pools[place]
 
     def release(self, pool: P) -> bool:
         """Give a leased pool back. True for its last user, who must call :func:`close_unused`."""
@@ -126,7 +135,7 @@ class Leases(Generic[P]):
 
     def get(self) -> P | None:
         """The running event loop's pool; None where this process did not lease it yet."""
-        pool = self._by_loop.get(asyncio.get_running_loop())
+        pool = self._by_loop.get(running_loop())
         return None if pool is None or pool.is_inherited() else pool
 
     def take(self) -> P:
@@ -136,7 +145,7 @@ class Leases(Generic[P]):
             for loop, theirs in list(self._by_loop.items()):  # a list: other threads' loops may add theirs meanwhile
                 if theirs.is_inherited() or loop.is_closed():
                     self._by_loop.pop(loop, None)
-            pool = self._by_loop[asyncio.get_running_loop()] = self._lease()
+            pool = self._by_loop[running_loop()] = self._lease()
         return pool
 
     def are_inherited(self) -> bool:
@@ -158,7 +167,7 @@ class Leases(Generic[P]):
 
 async def close_unused(pool: LoopPool) -> None:
     """Close a pool that nobody uses any more, on its own event loop."""
-    if pool.loop is asyncio.get_running_loop():
+    if pool.loop is running_loop():
         await pool.close()
     elif not pool.loop.is_running():  # it may never run again
         pool.abandon()

@@ -19,7 +19,8 @@ read the file. From then on, the conversations are in agentmem's tables:
 - Only one pair of the SDK's tables in a file is taken over. Another pair is refused, because two conversations with the
   same id would become one. ``agentmem import-sdk FILE --into ANOTHER --messages-table NAME`` copies it to another file.
 - A file with tables of other programs (or of the SDK's ``AdvancedSQLiteSession``) is refused and not changed.
-  ``agentmem import-sdk FILE --into NEW`` copies its history to another file.
+  ``agentmem import-sdk FILE --into NEW`` copies its history to another file, unless a session has branches: their rows
+  would become a conversation that never was, so they are refused by name.
 
 There are differences from the SDK's classes:
 
@@ -51,6 +52,7 @@ from ..cancellation import UncancellableTask
 from ..engines.base import Engine
 from ..engines.sqlite.connection import MEMORY
 from ..engines.sqlite.engine import SQLiteEngine
+from ..engines.sqlite.path import database_path
 from ..engines.sqlite.sdk_tables import SDKTables
 from ..engines.sqlite.takeover import Takeover, check_source
 from ..engines.sqlite.takeover_engine import TakeoverEngine, import_into
@@ -202,9 +204,11 @@ async def import_history(
         What was taken over.
 
     Raises:
-        ValueError: ``into`` is ":memory:", which would be gone when this returns.
-        StorageError: ``file`` does not exist, is not a database, or has no tables of the SDK's; or one of the databases
-            failed. Nothing was taken over.
+        TypeError: ``file`` or ``into`` is not a path.
+        ValueError: one of them cannot be the path of a file, or ``into`` is ":memory:", which would be gone when this
+            returns.
+        StorageError: ``file`` does not exist, is not a database, has no tables of the SDK's, or has sessions with
+            branches (of the SDK's ``AdvancedSQLiteSession``); or one of the databases failed. Nothing was taken over.
     """
     tables = SDKTables(sessions_table, messages_table)
     if into == MEMORY:
@@ -232,7 +236,7 @@ def _register_with_the_sdk() -> None:
 
 
 def _real_path(path: str | os.PathLike[str]) -> str:
-    return os.path.realpath(os.path.expanduser(os.fspath(path)))
+    return os.path.realpath(database_path(path))
 
 
 def _convert_settings(settings: HasLimit | SessionSettings | Mapping[str, Any] | None) -> SessionSettings | None:

@@ -18,7 +18,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel
@@ -44,13 +44,13 @@ def encode_items(items: Iterable[object]) -> list[str]:
     """Encode each item as JSON text, in the same order.
 
     Args:
-        items: JSON objects (dicts) or pydantic models, oldest first.
+        items: JSON objects (dicts, or mappings of another kind) or pydantic models, oldest first.
 
     Raises:
         InvalidItemError: an item has no faithful JSON form.
         TypeError: ``items`` is a single item instead of a list, or is not iterable.
     """
-    if isinstance(items, (str, bytes, dict, BaseModel)):
+    if isinstance(items, (str, bytes, Mapping, BaseModel)):
         raise TypeError(f"items must be a list of items, got one {type(items).__name__}: put it in a list, [item]")
     return [encode_item(item, index) for index, item in enumerate(items)]
 
@@ -59,12 +59,14 @@ def encode_item(item: object, index: int = 0) -> str:
     """Encode one item as JSON text.
 
     Args:
-        item: a JSON object (a dict) or a pydantic model.
+        item: a JSON object (a dict, or any mapping, which comes back as a dict) or a pydantic model.
         index: the item's index in its batch, for the error.
 
     Raises:
         InvalidItemError: `item` is not a JSON object, or holds a value that has no faithful JSON form.
     """
+    if isinstance(item, Mapping) and not isinstance(item, dict):
+        item = dict(item)
     if type(item) is dict:
         try:
             # The fast path: about 3 µs for a message of 400 bytes. pydantic-core also encodes values that are not JSON

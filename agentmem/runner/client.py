@@ -18,6 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ..errors import ModelError
+from ..event_loop import running_loop
 from ..threads import call_in_thread
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ async def shared_client() -> AsyncOpenAI:
             "Responses API (with the OPENAI_API_KEY that it wants, if any); or give the agent a model object, such "
             "as Agent(..., model=agentmem.runner.OfflineModel()), which needs no network"
         )
-    loop = asyncio.get_running_loop()
+    loop = running_loop()
     with _clients_lock:
         for closed_loop in [other for other in _clients if other.is_closed()]:
             # The client's connections refer to the loop, so the weak dictionary would never drop it.

@@ -10,8 +10,9 @@ import os
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
+from copy import copy, deepcopy
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from pydantic_core import to_json
 
@@ -71,6 +72,30 @@ class OpenAIResponsesModel:
 
     def __repr__(self) -> str:
         return f"OpenAIResponsesModel({self.model!r})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what pickle stores.
+
+        Raises:
+            TypeError: the model has a client, which holds connections.
+        """
+        if self._client is not None:
+            raise TypeError(
+                f"{type(self).__name__} with a client of yours cannot be pickled, because a client holds connections; "
+                "make the model where it is used, or leave the client out"
+            )
+        return self.__dict__
+
+    def __copy__(self) -> Self:
+        copied = type(self).__new__(type(self))
+        copied.__dict__.update(self.__dict__)
+        return copied
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Return a copy that has the same client, which ``dataclasses.asdict`` of a result or config needs."""
+        copied = copy(self)
+        copied._settings = deepcopy(self._settings, memo)
+        return copied
 
     async def respond(self, request: ModelRequest) -> ModelResponse:
         """Return the answer to a request; see :meth:`Model.respond`.

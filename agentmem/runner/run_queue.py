@@ -33,6 +33,7 @@ from datetime import UTC, datetime
 from itertools import pairwise
 
 from ..errors import RunError
+from ..event_loop import running_loop
 
 STEP_WAIT_S = 30.0
 """How long a run waits for a step of the holder that was under way when it arrived, unless it is told otherwise."""
@@ -166,7 +167,7 @@ class RunQueue:
 
     async def acquire(self, key: Hashable, session_id: str, *, step_wait_s: float | None = STEP_WAIT_S) -> QueuedRun:
         """Wait for the key and take it; the caller must release what is returned. See :meth:`hold`."""
-        loop = asyncio.get_running_loop()
+        loop = running_loop()
         outer = tuple(run for run in self._inside.get() if not run.ended)
         run = QueuedRun(key, session_id, outer, loop, loop.create_future())
         with self._lock:

@@ -18,6 +18,8 @@ from typing import Any, TypeAlias
 
 from ..cancellation import despite_cancellation
 from ..errors import RunError
+from ..event_loop import running_loop
+from ..handle import refuse_copies
 from ..items import RunItem
 from .result import RunResult
 
@@ -65,6 +67,8 @@ class RunStream:
     even the first response was complete. Running again with the same input continues from there.
     """
 
+    __reduce_ex__ = refuse_copies
+
     def __init__(self, start: Callable[[OnEvent], Coroutine[Any, Any, RunResult]]) -> None:
         self._start = start
         self._events: asyncio.Queue[TextDelta | RunItem | None] = asyncio.Queue()
@@ -94,7 +98,7 @@ class RunStream:
         if self._is_closed:
             raise RunError("the run's stream was closed before the run began; nothing was stored")
         try:
-            self._task = asyncio.get_running_loop().create_task(self._start(self._events.put_nowait))
+            self._task = running_loop().create_task(self._start(self._events.put_nowait))
             self._task.add_done_callback(lambda task: self._events.put_nowait(None))
             while (event := await self._events.get()) is not None:
                 yield event

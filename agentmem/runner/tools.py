@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
+import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Generic, ParamSpec, TypeVar, overload
@@ -113,6 +114,19 @@ class FunctionTool(Generic[P, R]):
     def __repr__(self) -> str:
         return f"FunctionTool({self.name!r})"
 
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        """Return what pickle stores: the name of a tool that its module defines, like that of a function.
+
+        A copy is the tool itself then. Of any other tool, the function and the options are stored.
+        """
+        found: Any = sys.modules.get(self.__module__)
+        qualified_name: str = getattr(self, "__qualname__", "")  # the function's, if it has one
+        for name in qualified_name.split("."):
+            found = getattr(found, name, None)
+        if found is self:
+            return qualified_name
+        return _remake_tool, (self.function, self.name, self.description, self.raise_errors, self.timeout_s)
+
     @property
     def spec(self) -> dict[str, Any]:
         """The tool in the format of the Responses API."""
@@ -168,6 +182,13 @@ class FunctionTool(Generic[P, R]):
         if self.raise_errors:
             raise ToolError(f"the tool {self.name!r} failed: {type(error).__name__}: {error}") from error
         return ToolOutput.for_error(f"{self.name} failed: {type(error).__name__}: {error}")
+
+
+def _remake_tool(
+    function: Callable[..., Any], name: str, description: str, raise_errors: bool, timeout_s: float | None
+) -> FunctionTool[..., Any]:
+    """Make the tool that was pickled."""
+    return FunctionTool(function, name=name, description=description, raise_errors=raise_errors, timeout_s=timeout_s)
 
 
 @overload

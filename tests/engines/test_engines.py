@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from importlib import import_module
 from pathlib import Path
+from traceback import format_exception
 from typing import Any
 
 import pytest
 from processes import run_quietly
 
-from agentmem import AsyncSessionStore
+from agentmem import AsyncSessionStore, PostgresSession, SessionStore, SQLiteSession
 from agentmem.engines import ENGINES, Entry, open_engine, scheme_of
 from agentmem.engines.base import Engine
 from agentmem.errors import MissingDependencyError
@@ -28,7 +29,18 @@ def test_a_path_and_its_url_lead_to_one_database(tmp_path: Path, form: str) -> N
         ("nosql://host/x", {}, ValueError, r"unknown database URL nosql://…; agentmem knows sqlite://"),
         ("sqlite:///", {}, ValueError, "names no file; write sqlite:///:memory:"),
         ("sqlite://x.db", {}, ValueError, r"names a host; write sqlite:///x\.db for a relative path"),
-        ("x.db", {"timeout": 5}, TypeError, "timeout"),
+        ("sqlite://", {}, ValueError, "names no file; write sqlite:///:memory:"),
+        (
+            "sqlite:///x.db?timeout=30",
+            {},
+            ValueError,
+            r"no options after a \?; give them by keyword, such as busy_time",
+        ),
+        ("sqlite:////x.db?mode=ro&cache=shared", {}, ValueError, r"no options after a \?"),
+        ("sqlite+aiosqlite:///x.db", {}, ValueError, r"unknown database URL sqlite\+aiosqlite://…"),
+        ("postgre://host/x", {}, ValueError, "unknown database URL postgre://…; agentmem knows .*postgresql://"),
+        ("x.db", {"timeout": 5}, TypeError, "AsyncSessionStore on sqlite has no option 'timeout'; it has busy_timeout"),
+        ("x.db", {"schema": "s"}, TypeError, "AsyncSessionStore on sqlite has no option 'schema'; it has .*durability"),
         ("x.db", {"busy_timeout_s": -1}, ValueError, "busy_timeout_s is a number of seconds, 0 or more, got -1"),
     ],
 )
@@ -37,6 +49,49 @@ def test_what_leads_to_no_engine_is_refused_by_name(
 ) -> None:
     with pytest.raises(error, match=message):
         AsyncSessionStore(db, **options)
+
+
+def test_the_sync_store_names_itself_where_an_option_is_unknown() -> None:
+    with pytest.raises(TypeError, match=r"^SessionStore on sqlite has no option 'a', 'b'; it has busy_timeout_s, dur"):
+        SessionStore("x.db", a=1, b=2, durability="full")
+
+
+def test_the_scheme_of_a_url_may_be_in_capitals(tmp_path: Path) -> None:
+    assert open_engine(f"SQLite:///{tmp_path / 'x.db'}").key == open_engine(tmp_path / "x.db").key
+
+
+@pytest.mark.parametrize(
+    "db",
+    [
+        "sqlite://me:hunter2@host/x.db",
+        "postgresql+asyncpg://me:hunter2@host/db",
+        "me:hunter2@postgresql://host/db",
+        "postgres:/me:hunter2@host/db",
+        "postgresql:me:hunter2@host/db",
+        "me:hunter2@host:5432/db",
+        "me:hunter2@host",
+        ":hunter2@host/db",
+        "me:\nhunter2@host/db",
+        "host=h dbname=d password=hunter2",
+        "dbname = d\npassword = hunter2",
+        Path("postgresql://me:hunter2@host/db"),
+        Path("mysql://me:hunter2@host/db"),
+    ],
+    ids=str,
+)
+def test_what_looks_like_an_address_with_a_password_is_refused_and_not_shown(db: Any) -> None:
+    for make in (AsyncSessionStore, SessionStore, _sqlite_session, _postgres_session):
+        with pytest.raises((ValueError, TypeError)) as raised:
+            make(db)
+        assert "hunter2" not in "".join(format_exception(raised.value))
+
+
+def _sqlite_session(db: Any) -> SQLiteSession:
+    return SQLiteSession(db, session_id="user_123")
+
+
+def _postgres_session(db: Any) -> PostgresSession:
+    return PostgresSession(db, session_id="user_123")
 
 
 def test_a_driver_that_is_not_installed_is_an_error_whose_message_is_the_pip_command(

@@ -627,6 +627,60 @@ async def test_an_import_into_another_database_does_not_write_to_the_file(path: 
         assert rows(into, f"SELECT count(*) FROM agentmem_{table}") == [({"sessions": 1, "items": 2}[table],)]
 
 
+async def branched(path: Path, *, branch: str | None, **tables: str) -> None:
+    """A session of the SDK's AdvancedSQLiteSession with two turns, and a branch that leaves it after the first."""
+    advanced = pytest.importorskip(
+        "agents.extensions.memory.advanced_sqlite_session", reason="this Agents SDK has no session with branches"
+    )
+    session = advanced.AdvancedSQLiteSession(session_id="user_123", db_path=path, create_tables=True, **tables)
+    await session.add_items([ONE, {"role": "assistant", "content": "1"}])
+    await session.add_items([TWO, {"role": "assistant", "content": "2"}])
+    if branch is not None:
+        await session.create_branch_from_turn(2, branch)
+        await session.add_items([THREE])
+    session.close()
+
+
+@pytest.mark.parametrize("tables", [{}, {"sessions_table": "s", "messages_table": "M"}], ids=["", "other tables"])
+async def test_branches_of_the_sdk_s_are_refused_by_name_and_not_merged(path: Path, tables: dict[str, str]) -> None:
+    await branched(path, branch="another way", **tables)
+    before = path.read_bytes()
+    for into in (path.with_name("new.db"), path):
+        with pytest.raises(StorageError, match=r"1 sessions with branches .*: 'user_123' \(another way\).*get_items"):
+            await import_history(path, into=into, **tables)
+    assert not path.with_name("new.db").exists()
+    assert path.read_bytes() == before
+
+
+async def test_what_a_deleted_branch_has_left_is_refused_too(path: Path) -> None:
+    await branched(path, branch="another way")
+    rows(path, "DELETE FROM message_structure WHERE branch_id <> 'main'")  # releases that leave the messages
+    with pytest.raises(StorageError, match=r"'user_123' \(what is left of a deleted one\)"):
+        await import_history(path, into=path.with_name("new.db"))
+
+
+async def test_sessions_without_branches_are_imported_until_there_is_one(path: Path) -> None:
+    new = path.with_name("new.db")
+    await branched(path, branch=None)
+    await sdk_add(path, THREE, session_id="of another class")
+    assert await import_history(path, into=new) == Takeover(sessions=2, items=5)
+    assert [item["content"] for item in await get(new)] == [ONE["content"], "1", TWO["content"], "2"]
+    await branched(path, branch="b")
+    with pytest.raises(StorageError, match=r"'user_123' \(b\)"):
+        await import_history(path, into=new)
+    assert len(await get(new)) == 4
+
+
+async def test_a_handle_on_a_file_of_agentmem_s_refuses_branches_in_it_likewise(path: Path) -> None:
+    await add(path, ONE)
+    await branched(path, branch="b")
+    for call in (get(path), add(path, TWO)):
+        with pytest.raises(StorageError, match=r"'user_123' \(b\)"):
+            await call
+    async with agentmem.AsyncSQLiteSession(path, session_id="user_123") as session:
+        assert await session.get_items() == [ONE]
+
+
 async def test_an_import_takes_what_the_sdk_has_committed_while_it_has_the_file_open(path: Path) -> None:
     async with sdk_session("user_123", path) as session:
         await session.add_items([ONE])

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import dataclasses
 import gc
+import pickle
 import re
 import socket
 import subprocess
@@ -18,6 +21,7 @@ import openai
 import pytest
 from responses_server import ResponsesServer, call, message, reasoning, response
 
+from agentmem import RunConfig
 from agentmem.errors import ModelError
 from agentmem.runner import Agent, Model, OfflineModel, OpenAIResponsesModel, Runner, Usage, function_tool
 from agentmem.runner.client import clients_by_loop
@@ -389,3 +393,20 @@ def test_the_scripted_server_refuses_what_the_api_refuses() -> None:
     assert "status" in str(refused([{**reasoning(), "status": None}, message("x")]))
     assert "created_by" in str(refused([{**message("x"), "created_by": "y"}]))
     assert response()["status"] == "completed"
+
+
+async def test_a_model_with_a_client_is_copied_with_it_and_refuses_to_be_pickled_by_name(
+    server: ResponsesServer, model: OpenAIResponsesModel
+) -> None:
+    config = RunConfig(model=model)
+    (from_config, *_) = dataclasses.asdict(config).values()
+    for twin in (copy.copy(model), copy.deepcopy(model), from_config):
+        server.answer(message("Hello"))
+        assert (await twin.respond(HELLO)).output[0]["role"] == "assistant"
+    with pytest.raises(TypeError, match="OpenAIResponsesModel with a client of yours cannot be pickled"):
+        pickle.dumps(config)
+
+
+def test_a_model_without_a_client_is_pickled() -> None:
+    twin = pickle.loads(pickle.dumps(OpenAIResponsesModel("test-model", settings={"store": False})))
+    assert vars(twin) == vars(OpenAIResponsesModel("test-model", settings={"store": False}))

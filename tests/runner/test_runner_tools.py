@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import dataclasses
 import inspect
 import json
+import pickle
 import threading
 from datetime import date
 from typing import Annotated, Any, Literal
@@ -15,8 +17,9 @@ import anyio.to_thread
 import pytest
 from pydantic import BaseModel, Field
 
+from agentmem import Agent, Runner
 from agentmem.errors import ToolError
-from agentmem.runner import FunctionTool, RunContext, function_tool
+from agentmem.runner import FunctionTool, OfflineModel, RunContext, function_tool
 from agentmem.runner.tool_calls import run_calls
 
 pytestmark = pytest.mark.anyio
@@ -432,3 +435,30 @@ async def test_the_model_cannot_give_the_context() -> None:
 
     output = await whoami.invoke('{"run": {"context": "mallory"}}', RunContext(Deps(), "A"))
     assert output.text.startswith("Error: invalid arguments for whoami: run: Unexpected keyword argument")
+
+
+# Pickles and copies
+
+
+def plain(city: str) -> str:
+    return f"plain {city}"
+
+
+not_by_its_name = function_tool(raise_errors=True, timeout_s=5, name="other", description="Another one.")(plain)
+
+
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda tool: pickle.loads(pickle.dumps(tool))])
+def test_a_tool_that_a_module_defines_is_pickled_like_a_function_and_any_other_by_its_options(again: Any) -> None:
+    assert again(get_weather) is get_weather
+    other = again(not_by_its_name)
+    assert (other.spec, other.raise_errors, other.timeout_s) == (not_by_its_name.spec, True, 5)
+    assert other("x") == "plain x"
+
+
+async def test_a_result_is_pickled_copied_and_made_a_dict_with_its_agent() -> None:
+    agent = Agent("A", None, model=OfflineModel(), tools=[get_weather, not_by_its_name])
+    result = await Runner.run(agent, "My name is Alice.")
+    for twin in (pickle.loads(pickle.dumps(result)), copy.deepcopy(result)):
+        assert (twin.final_output, twin.new_items) == (result.final_output, result.new_items)
+        assert [tool.name for tool in twin.last_agent.tools] == ["get_weather", "other"]
+    assert dataclasses.asdict(result)["last_agent"]["tools"][0] is get_weather

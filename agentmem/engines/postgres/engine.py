@@ -14,7 +14,7 @@ from typing import Any, TypeVar, cast
 
 from ...checking import CheckReport, Progress
 from ...errors import StorageError
-from ..base import Reading
+from ..base import Engine, Reading
 from ..operations import Append, Clear, Pop
 from ..pooled import PooledEngine
 from ..readings import MAX_INLINE_BYTES, SLICE_BYTES, Joined
@@ -124,6 +124,13 @@ class PostgresEngine(PooledEngine[Pool]):
         self.refuse_closed()
         raise StorageError(
             f"{self.name}: back it up with pg_dump; agentmem copy SOURCE TARGET makes a file of its sessions"
+        )
+
+    async def restore(self, backup: Engine) -> None:
+        self.refuse_closed()
+        raise StorageError(
+            f"{self.name}: drop the schema, then restore what pg_dump made with psql or pg_restore; agentmem copy FILE "
+            "URL copies the sessions of an SQLite file"
         )
 
     def refuse_other_process(self) -> None:

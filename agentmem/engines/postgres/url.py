@@ -9,6 +9,8 @@ from urllib.parse import parse_qsl, urlsplit
 OWN_OPTIONS = ("schema", "statement_cache_size")
 """The options of a URL that are agentmem's. asyncpg would take them for settings of the server."""
 
+_ESCAPE_IT = "in the user and the password, also as options, write / ? # @ : % as %2F %3F %23 %40 %3A %25"
+
 
 def split_options(url: str) -> tuple[str, dict[str, str]]:
     """Take agentmem's own options out of a URL.
@@ -19,6 +21,7 @@ def split_options(url: str) -> tuple[str, dict[str, str]]:
     Raises:
         ValueError: asyncpg would not take the URL.
     """
+    _check_escapes(url)
     base, mark, query = url.partition("?")
     _check_ports(base)
     options: dict[str, str] = {}
@@ -61,12 +64,26 @@ def address(url: str) -> Hashable:
     return (hosts, parts.path.strip("/") or user.partition(":")[0], *options)  # PostgreSQL's default: the user's name
 
 
+def _check_escapes(url: str) -> None:
+    """Refuse a URL that asyncpg would read in another way than it was meant. The messages quote nothing of it."""
+    rest = url.partition("://")[2]
+    authority = re.match("[^/?#]*", rest)
+    assert authority is not None
+    path, _, query = rest[authority.end() :].partition("?")
+    # In postgresql://user:1234?x=5@host, "user" would be taken for the host and "1234" for its port, and be shown.
+    has_cut_password = "@" in query and ":" in authority[0] and "@" not in authority[0]
+    # asyncpg drops what follows a #, and takes what follows the first @ for the host.
+    if "#" in rest or authority[0].count("@") > 1 or "@" in path or has_cut_password:
+        raise ValueError(f"the URL has a character in a place where it must be escaped; {_ESCAPE_IT}")
+
+
 def _check_ports(url: str) -> None:
-    for host in urlsplit(url).netloc.rpartition("@")[2].split(","):
+    try:
+        hosts = urlsplit(url).netloc.rpartition("@")[2].split(",")
+    except ValueError:  # its message quotes a piece of the URL
+        raise ValueError(f"the URL's host is not valid; {_ESCAPE_IT}, and write an IPv6 address in [ ]") from None
+    for host in hosts:
         port = host.rpartition("]")[2].partition(":")[2]
         if port and not (re.fullmatch("[0-9]{1,5}", port) and int(port) < 2**16):
             # The message does not quote the port: it may be a piece of a password.
-            raise ValueError(
-                "a port in the URL is no number below 65536; in the user and the password, "
-                "write / ? # @ : % as %2F %3F %23 %40 %3A %25"
-            )
+            raise ValueError(f"a port in the URL is no number below 65536; {_ESCAPE_IT}")

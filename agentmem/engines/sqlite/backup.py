@@ -26,10 +26,12 @@ import errno
 import os
 import secrets
 import sqlite3
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 
 from ...errors import StorageError, StorageFullError
 from .errors import map_error
+from .lineage import begin_lineage
 from .schema import require_tables
 from .snapshot import Halted, Snapshot
 
@@ -57,21 +59,31 @@ def back_up(snapshot: Snapshot, path: str, target: str) -> None:
     require_tables(snapshot.connection, path)
     _require_absent(target)
     folder = os.path.dirname(target)
-    copy = os.path.join(folder, f".agentmem-backup-{secrets.token_hex(8)}.tmp")
     try:
-        try:
-            _copy(snapshot, copy)
+        with new_copy(snapshot, folder) as copy:
             snapshot.require_valid()
             _move_into_place(copy, target, folder)
-        finally:
-            for suffix in ("", "-journal", "-wal", "-shm"):
-                _remove(copy + suffix)
     except OSError as error:
-        raise _map_os_error(target, error) from error
+        raise map_os_error("back up to", target, error) from error
     except sqlite3.Error as error:
         if snapshot.halted:
             raise Halted from error
         raise map_error(error, f"{target}, a copy of {path}") from error
+
+
+@contextmanager
+def new_copy(snapshot: Snapshot, folder: str) -> Iterator[str]:
+    """Copy the database, in the snapshot's state, to a file of a temporary name, and flush it; yields its path.
+
+    The file is removed after the block, unless it has another name by then.
+    """
+    copy = os.path.join(folder, f".agentmem-backup-{secrets.token_hex(8)}.tmp")
+    try:
+        _copy(snapshot, copy)
+        yield copy
+    finally:
+        for suffix in ("", "-journal", "-wal", "-shm"):
+            remove(copy + suffix)
 
 
 def _copy(snapshot: Snapshot, path: str) -> None:
@@ -86,6 +98,7 @@ def _copy(snapshot: Snapshot, path: str) -> None:
             copy.execute("PRAGMA journal_mode = OFF")  # an incomplete copy is deleted, so it needs none
             copy.execute("PRAGMA fullfsync = ON")
             snapshot.connection.backup(copy, pages=_SLICE_PAGES, progress=flush)
+            begin_lineage(copy)  # a WAL of the file that was copied is not this one's
             copy.execute("PRAGMA journal_mode = WAL")  # agentmem's mode; a database in memory has another
         os.fsync(descriptor)
     finally:
@@ -110,20 +123,35 @@ def _move_into_place(copy: str, target: str, folder: str) -> None:
         StorageError: something has this name by now.
     """
     try:
-        os.link(copy, target)  # unlike a rename, this never overwrites
+        take_free_name(copy, target)
     except FileExistsError as error:
         raise _exists_error(target) from error
-    except OSError:  # The file system has no hard links. A file that is created between these two lines is overwritten.
-        _require_absent(target)
-        os.rename(copy, target)
     try:
-        _flush_folder(folder)
+        flush_folder(folder)
     except OSError:
-        _remove(target)
+        remove(target)
         raise
 
 
-def _flush_folder(folder: str) -> None:
+def take_free_name(copy: str, target: str) -> None:
+    """Give a file another name, which nothing may have; the caller removes the first one.
+
+    Raises:
+        FileExistsError: something has the name.
+        OSError: the folder cannot be written.
+    """
+    try:
+        os.link(copy, target)  # unlike a rename, this never overwrites
+    except FileExistsError:
+        raise
+    except OSError:  # The file system has no hard links. A file that is created between these two lines is overwritten.
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target) from None
+        os.rename(copy, target)
+
+
+def flush_folder(folder: str) -> None:
+    """Flush a folder, so that what was made, renamed or removed in it stays so after a power cut."""
     if os.name == "posix":  # Windows cannot open a folder
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -132,15 +160,17 @@ def _flush_folder(folder: str) -> None:
             os.close(descriptor)
 
 
-def _remove(path: str) -> None:
+def remove(path: str) -> None:
+    """Remove a file, if there is one."""
     try:
         os.unlink(path)
     except FileNotFoundError:
         pass
 
 
-def _map_os_error(target: str, error: OSError) -> StorageError:
-    what = f"cannot back up to {target}: {error.strerror}"
+def map_os_error(what_for: str, target: str, error: OSError) -> StorageError:
+    """Return agentmem's error for one of the system's, where a copy could not be written to `target`."""
+    what = f"cannot {what_for} {target}: {error.strerror}"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StorageFullError(f"{what}; nothing was left there, make room and try again")
     folder = os.path.dirname(target)

@@ -49,10 +49,17 @@ class Checkpoints:
 
     def __init__(self, path: str) -> None:
         self._wal = path + "-wal"
+        self._has_first_page = False
         self._written_bytes = 0
         self._due_bytes = LIMIT_BYTES
         self._retry_bytes = RETRY_BYTES
         self._max_wal_bytes = LIMIT_BYTES + RETRY_BYTES
+
+    def begin(self, raw: sqlite3.Connection) -> None:
+        """Have the first page in the WAL with this transaction, if it is the first one; see ``lineage``."""
+        if not self._has_first_page:
+            ((version,),) = raw.execute("PRAGMA user_version")
+            raw.execute(f"PRAGMA user_version = {version}")  # writes the page, also where nothing changes
 
     def wrote(self, sessions: int, size_bytes: int) -> None:
         """Count a committed transaction.
@@ -61,6 +68,7 @@ class Checkpoints:
             sessions: how many sessions it changed.
             size_bytes: the size of the items that it stored.
         """
+        self._has_first_page = True
         self._written_bytes += sessions * PAGES_PER_SESSION * _PAGE_BYTES + size_bytes
 
     def is_due(self) -> bool:
@@ -86,6 +94,7 @@ class Checkpoints:
             self._max_wal_bytes = max(LIMIT_BYTES, self._size_bytes()) + self._retry_bytes
             self._retry_bytes = min(2 * self._retry_bytes, MAX_RETRY_BYTES)
         else:
+            self._has_first_page = False  # the next transaction begins the WAL anew
             self._written_bytes, self._due_bytes, self._retry_bytes = 0, LIMIT_BYTES, RETRY_BYTES
             self._max_wal_bytes = max(LIMIT_BYTES, self._size_bytes()) + RETRY_BYTES
 

@@ -17,7 +17,7 @@ from ...cancellation import UncancellableTask, despite_cancellation
 from ...checking import CheckReport, Progress
 from ...errors import SessionClosedError, StorageError
 from ...reading import TailReading
-from ..base import Reading, check_busy_timeout
+from ..base import Engine, Reading, check_busy_timeout
 from ..pooled import PooledEngine
 from ..readings import Joined
 from .backup import back_up
@@ -25,7 +25,9 @@ from .check import check
 from .connection import MEMORY, Connection, ConnectionLost
 from .errors import map_error
 from .memory import MemoryDatabase
-from .pool import Database, Pool, leases
+from .path import database_path
+from .pool import Database, Pool, leases, let_go_of_closed_loops
+from .restore import restore
 from .schema import prepare_writer, require_tables
 from .snapshot import Snapshot, SnapshotWork, until_done
 from .statements import (
@@ -71,7 +73,7 @@ class SQLiteEngine(PooledEngine[Pool]):
         check_busy_timeout(busy_timeout_s)
         if durability not in ("full", "normal"):
             raise ValueError(f'durability is "full" or "normal", got {durability!r}')
-        name = _path(db)
+        name = database_path(db)
         memory = MemoryDatabase(_prepare_memory, busy_timeout_s) if name == MEMORY else None
         path = name if memory else os.path.realpath(name)
         # Not id(self), which another engine may have once this one is dropped: its pool stays until it is closed.
@@ -135,7 +137,7 @@ class SQLiteEngine(PooledEngine[Pool]):
         return await self._on_snapshot(lambda snapshot: check(snapshot, self.name, progress))
 
     async def backup(self, path: str | os.PathLike[str]) -> None:
-        target = _path(path)
+        target = database_path(path)
         if target == MEMORY:
             raise ValueError("a backup is a file; give a path")
         self.refuse_closed()
@@ -143,6 +145,16 @@ class SQLiteEngine(PooledEngine[Pool]):
             # What it has open must still be at its path, else the copy would be of another file.
             await self.submit(pool.reads, ReadRows("", TailReading(0)))
         await self._on_snapshot(lambda snapshot: back_up(snapshot, self.name, target))
+
+    async def restore(self, backup: Engine) -> None:
+        self.refuse_closed()
+        if not isinstance(backup, SQLiteEngine) or backup._database.memory is not None:
+            raise ValueError(f"a backup is an SQLite file, as store.backup() makes it, got {backup.name}")
+        if self._database.memory is not None:
+            raise ValueError("a backup is restored to a file; give its path")
+        target = self._database.path
+        await let_go_of_closed_loops(target)
+        await backup._on_snapshot(lambda snapshot: restore(snapshot, backup.name, target))
 
     def map_error(self, error: BaseException, session_id: str | None = None) -> BaseException:
         return map_error(error, self.name, session_id) if isinstance(error, sqlite3.Error) else error
@@ -194,14 +206,3 @@ class SQLiteEngine(PooledEngine[Pool]):
 
 def _prepare_memory(connection: Connection) -> None:
     prepare_writer(connection, MEMORY, busy_timeout_s=0, durability="normal", accepts_sdk_file=False)
-
-
-def _path(db: str | os.PathLike[str]) -> str:
-    if isinstance(db, str) and db == MEMORY:
-        return db
-    path = os.fspath(db)
-    if not isinstance(path, str):
-        raise TypeError(f"db is a path or a URL, got {type(db).__name__}")
-    if not path or "\0" in path:
-        raise ValueError(f"db is a path of a file, got {path!r}")
-    return os.path.abspath(os.path.expanduser(path))

@@ -3,6 +3,7 @@
 Rules kept here:
 
 - A new file is readable by its owner alone.
+- A file with a second name is a ``HardLinkWarning``.
 - A file that was deleted, replaced or emptied is a ``StorageError``, and so is a WAL that was deleted or replaced.
 """
 
@@ -11,8 +12,10 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import warnings
+from stat import S_ISREG
 
-from ...errors import StorageError, StorageFullError
+from ...errors import HardLinkWarning, StorageError, StorageFullError
 
 opening_lock = threading.Lock()
 """Held while a connection is opened or a file is created, and across a fork."""
@@ -42,6 +45,26 @@ def create_private(path: str) -> None:
         folder = os.path.dirname(path)
         advice = "choose a folder that can be written" if os.path.isdir(folder) else "create its folder first"
         raise StorageError(f"cannot create {path}: {error.strerror}; {advice}") from error
+
+
+def warn_of_other_names(path: str) -> None:
+    """Warn where the file at a path has another name, too: a hard link.
+
+    Warns:
+        HardLinkWarning: it has. Where warnings are errors, this is raised, so call it before anything is open.
+    """
+    try:
+        status = os.stat(path)
+    except OSError:
+        return  # opening it gives the error
+    if status.st_nlink > 1 and S_ISREG(status.st_mode):  # folders have several
+        warnings.warn(
+            f"{path} has {status.st_nlink} names (hard links), and SQLite keeps the latest writes in a file that is "
+            "named after one of them: what is written under another name can be lost; remove the other names, or make "
+            "symbolic links of them",
+            HardLinkWarning,
+            stacklevel=2,
+        )
 
 
 def no_descriptors(path: str, error: OSError) -> StorageError:

@@ -21,7 +21,8 @@ from ...lifecycle import around_fork
 from ..batching import Batch, Batcher, Queue, QueueCounts
 from ..pools import Leases, LoopPool, Pools
 from .connection import Connection, ConnectionLost, Origin, stop_all
-from .file import FileIdentity, create_private
+from .file import FileIdentity, create_private, warn_of_other_names
+from .lineage import refuse_foreign_wal
 from .memory import MemoryDatabase
 from .schema import prepare_reader, prepare_writer
 from .sender import Sender
@@ -181,14 +182,14 @@ class Pool(LoopPool):
             return await self.database.memory.open()
         # SQLite keeps a closed connection's descriptor for as long as another of this process has the file locked
         # (POSIX drops all locks of a process with any descriptor): with the old pool closed first, none is left.
-        while self._awaits_abandoned():  # noqa: ASYNC110  a thread that waits for a thread would be one more to end
-            await asyncio.sleep(0.001)
+        await _abandoned_closed(self.database.path)
         file: FileIdentity
 
         def before() -> None:
             nonlocal file
             if self._file is None:
                 create_private(self.database.path)
+                warn_of_other_names(self.database.path)
                 file = FileIdentity(self.database.path)
             else:
                 file = self._file
@@ -197,6 +198,7 @@ class Pool(LoopPool):
         def prepare(connection: Connection) -> None:
             if not file.is_at_its_path():
                 raise file.replaced()  # SQLite may have opened the other one, whose WAL is not ours to remove
+            refuse_foreign_wal(self.database.path, self.database.busy_timeout_s)  # SQLite has read nothing of it yet
             connection.file = file
             try:
                 self.database.prepare_writer(connection)
@@ -223,12 +225,6 @@ class Pool(LoopPool):
                 return await Connection.open(self.database.path, self.database.busy_timeout_s, prepare, before)
             except ConnectionLost:
                 pass  # a fork came between connecting and preparing
-
-    def _awaits_abandoned(self) -> bool:
-        for thread in list(_abandoned):  # at once, as other threads add theirs
-            if not thread.is_alive() and thread.ident is not None:
-                _abandoned.pop(thread, None)
-        return self.database.path in list(_abandoned.values())
 
     # Running, in a connection's thread
 
@@ -270,6 +266,25 @@ def leases(database: Database) -> Leases[Pool]:
         return replaced
 
     return Leases(_pools, lambda: _pools.lease(database.key, lambda loop: Pool(database, loop), is_replaced))
+
+
+async def let_go_of_closed_loops(path: str) -> None:
+    """Close the connections to a file that pools of closed event loops have open, and wait until they are closed."""
+    _pools.abandon_closed_loops()
+    await _abandoned_closed(path)
+
+
+async def _abandoned_closed(path: str) -> None:
+    """Wait until the connections to a file that were abandoned are closed."""
+    while _awaits_abandoned(path):  # noqa: ASYNC110  a thread that waits for a thread would be one more to end
+        await asyncio.sleep(0.001)
+
+
+def _awaits_abandoned(path: str) -> bool:
+    for thread in list(_abandoned):  # at once, as other threads add theirs
+        if not thread.is_alive() and thread.ident is not None:
+            _abandoned.pop(thread, None)
+    return path in list(_abandoned.values())
 
 
 def _forget_in_child() -> None:

@@ -21,6 +21,7 @@ from ...errors import SchemaVersionError, StorageError
 from .checkpoint import Checkpoints
 from .connection import Connection
 from .errors import BUSY, primary_code
+from .lineage import begin_lineage
 from .sdk_tables import BOOKMARKS, holds_sdk_tables, is_sdk_file
 
 APPLICATION_ID = 0x61676D65  # "agme"
@@ -182,7 +183,10 @@ def _create_or_upgrade(raw: sqlite3.Connection, name: str, accepts_sdk_file: boo
     try:
         # Checked again under the lock: another process may have created or upgraded the tables meanwhile.
         _require_own_file(raw, name, accepts_sdk_file)
+        is_new = raw.execute("PRAGMA schema_version").fetchone() == (0,)
         upgrade(raw)
+        if is_new:
+            begin_lineage(raw)
         raw.execute("COMMIT")
     finally:
         if raw.in_transaction:  # not after the commit, and not if SQLite has rolled back by itself

@@ -94,6 +94,61 @@ class Source:
         sessions = _find_table(connection, tables.sessions, "sessions")
         return cls(connection, sessions, _find_table(connection, tables.messages, "messages"))
 
+    def refuse_branches(self) -> None:
+        """Check that the rows of each session are one conversation.
+
+        The SDK's ``AdvancedSQLiteSession`` stores the items of all branches of a session as rows of one session, and
+        which of them make a branch in another table. Taken over by their ids, they would be a conversation that never
+        was. So would be the rows that a deleted branch has left.
+
+        Raises:
+            StorageError: a session has branches, or rows that are not of its main branch.
+        """
+        if not self._has_branch_table():
+            return
+        found = self.connection.execute(
+            self.format_sql(
+                """
+                SELECT CAST(session_id AS TEXT), (
+                    SELECT group_concat(branch_id, ', ') FROM (
+                        SELECT DISTINCT branch_id FROM message_structure AS s
+                        WHERE s.session_id = a.session_id AND branch_id <> 'main' ORDER BY branch_id
+                    )
+                ) AS branches
+                FROM (SELECT DISTINCT session_id FROM message_structure) AS a
+                WHERE branches IS NOT NULL OR EXISTS (
+                    SELECT 1 FROM {messages} AS m WHERE m.session_id = a.session_id AND m.id NOT IN (
+                        SELECT message_id FROM message_structure WHERE branch_id = 'main'
+                    )
+                )
+                ORDER BY session_id
+                """
+            )
+        ).fetchall()
+        if found:
+            named = "; ".join(
+                f"{session_id[:80]!r} ({branches[:200] if branches else 'what is left of a deleted one'})"
+                for session_id, branches in found[:10]
+            )
+            raise StorageError(
+                f"{path_of(self.connection)} has {len(found)} sessions with branches of the Agents SDK's "
+                f"AdvancedSQLiteSession: {named}. Their items would become a conversation that never was, and nothing "
+                "was taken over. To take over a branch, get its items from the SDK, and add them to a session: "
+                "await AdvancedSQLiteSession(session_id=…, db_path=…).get_items(branch_id=…)"
+            )
+
+    def _has_branch_table(self) -> bool:
+        """Return whether the file has the SDK's table of branches, and it is about these messages."""
+        if self.messages is None:
+            return False
+        columns = self.connection.execute("SELECT name FROM pragma_table_info('message_structure')").fetchall()
+        if not {("session_id",), ("message_id",), ("branch_id",)} <= set(columns):
+            return False
+        about = self.connection.execute(
+            """SELECT "table" FROM pragma_foreign_key_list('message_structure')"""
+        ).fetchall()
+        return not about or self.messages.lower() in [name.lower() for (name,) in about]
+
     def format_sql(self, sql: str, **fragments: str) -> str:
         """Put the names of the tables and the condition for a valid session id into an SQL text.
 

@@ -28,7 +28,10 @@ from typing import Any, Generic, TypeVar
 
 from ...cancellation import despite_cancellation
 from ...errors import StorageError
+from ...event_loop import running_loop
 from ...lifecycle import around_fork, register_own_thread, when_program_ends
+from .file import warn_of_other_names
+from .lineage import refuse_foreign_wal
 
 T = TypeVar("T")
 
@@ -100,11 +103,17 @@ class _FileSnapshot(Snapshot):
 
     Raises:
         StorageError: there is no file at `path`.
+        StorageCorruptError: the WAL beside it is another file's.
     """
 
     def __init__(self, path: str, busy_timeout_s: float, immutable_stat: tuple[int, ...] | None) -> None:
         if not os.path.isfile(path):  # SQLite's own message would name permissions or the disk
             raise StorageError(f"there is no file {path}; check the path")
+        warn_of_other_names(path)
+        try:
+            refuse_foreign_wal(path, busy_timeout_s=0)  # a fork may be waiting for this thread
+        except sqlite3.OperationalError:
+            pass  # the file is locked at the moment: what is read of it waits by itself, and nothing is written
         self._path = path
         self._immutable_stat = immutable_stat
         uri = f"{Path(path).as_uri()}?mode=ro{'&immutable=1' if immutable_stat else ''}"
@@ -192,6 +201,7 @@ class SnapshotWork(Generic[T]):
             sqlite3.Error: SQLite cannot open or read the file.
             Exception: what `function` raises.
         """
+        loop = running_loop()  # before the thread starts, which nobody would wait for without one
         # Not a daemon: the program's end stops it and waits for it, see ``agentmem.lifecycle``.
         thread = threading.Thread(target=self._run, name="agentmem-snapshot", daemon=False)
         register_own_thread(thread)
@@ -201,7 +211,7 @@ class SnapshotWork(Generic[T]):
         except RuntimeError:  # the interpreter is ending, or the system gives no more threads
             _unfinished.discard(self)
             raise
-        return await until_done(asyncio.wrap_future(self.outcome), self.stop)
+        return await until_done(asyncio.wrap_future(self.outcome, loop=loop), self.stop)
 
     async def finished(self) -> None:
         """Wait until the work is done. In a forked child process it never would be, so this returns at once."""

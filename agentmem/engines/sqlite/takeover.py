@@ -8,6 +8,7 @@ Rules kept here:
   later.
 - What the SDK removes later stays in agentmem, because a missing row does not say whether it was popped or cleared.
 - Sessions whose ids agentmem refuses stay with the SDK, and are reported.
+- Tables whose rows are not one conversation for each session, but branches of it, are refused.
 
 Everything runs inside the caller's transaction. Rows in the same file are copied by SQL alone, without Python's
 interpreter lock, so that no event loop is delayed. The window function needs SQLite 3.25; the SDK's own sessions need
@@ -109,7 +110,7 @@ def take_over(raw: sqlite3.Connection, tables: SDKTables, now: float) -> Takeove
 
     Raises:
         StorageError: the file's history came from tables of other names.
-        StorageError: the tables are not as the SDK makes them.
+        StorageError: the tables are not as the SDK makes them, or have branches.
     """
     source = Source.find(raw, tables)
     after = _last_id_from_this_file(source, tables)
@@ -119,6 +120,7 @@ def take_over(raw: sqlite3.Connection, tables: SDKTables, now: float) -> Takeove
     if source.messages is None:
         _set_bookmark(raw, _THIS_FILE, unquoted(tables.messages), 0, "")
         return Takeover()
+    source.refuse_branches()
     done = _copy(raw, source, after or 0, now)
     _set_bookmark(raw, _THIS_FILE, source.messages, newest, source.digest(newest))
     return replace(done, skipped=source.invalid_ids(after or 0))
@@ -164,7 +166,7 @@ def check_source(path: str, tables: SDKTables) -> None:
     """Check that a file has the SDK's tables.
 
     Raises:
-        StorageError: there is no file, SQLite cannot read it, or it has no such tables.
+        StorageError: there is no file, SQLite cannot read it, it has no such tables, or they have branches.
     """
     with _open_source(path, tables):
         pass
@@ -258,6 +260,8 @@ def _open_source(path: str, tables: SDKTables) -> Iterator[Source]:
                 f"{path} has no table {tables.messages!r} of the Agents SDK's; give the names that its session was "
                 "made with (--sessions-table, --messages-table)"
             )
+        with _errors_of(path):
+            source.refuse_branches()
         yield source
 
 

@@ -144,6 +144,8 @@ def _write(connection: Connection, writes: Sequence[Write]) -> list[object]:
     raw, now = connection.raw, time.time()
     results: list[object] = []
     with Transaction(connection):
+        if connection.checkpoints is not None:
+            connection.checkpoints.begin(raw)
         for are_appends, run in groupby(writes, lambda write: isinstance(write, Append)):
             if are_appends:
                 appends = cast("list[Append]", list(run))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from traceback import format_exception
+
 import pytest
 
 from agentmem.engines.postgres.url import rotate_hosts, split_options, without_password
@@ -31,6 +33,33 @@ def test_a_port_that_is_none_is_refused_without_a_word_of_it(port: str) -> None:
     with pytest.raises(ValueError, match="a port in the URL is no number below 65536") as raised:
         split_options(f"postgresql://me@host:{port}/db")
     assert f"host:{port}" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://user:1234?x=5@host",
+        "postgresql://user:1234?user=5@host/db",
+        "postgresql://user:1234?password=5@host/db?sslmode=require",
+        "postgresql://user:12/34@host/db",
+        "postgresql://user:12/34?5@host/db",
+        "postgresql://user:12#34@host/db",
+        "postgresql://user@host/db?password=12#34",
+        "postgresql://user:12@34@host/db",
+        "postgresql://user:[1234@host/db",
+        "postgresql://user:1234]@host/db",
+        "postgresql://user:1234\N{ACCOUNT OF}@host/db",
+    ],
+)
+def test_a_password_that_is_not_escaped_is_refused_without_a_word_of_it(url: str) -> None:
+    with pytest.raises(ValueError, match=r"write / \? # @ : % as %2F %3F %23 %40 %3A %25") as raised:
+        split_options(url)
+    assert "12" not in "".join(format_exception(raised.value))
+
+
+@pytest.mark.parametrize("url", ["postgresql://host/db?user=me@server", "postgresql://a:b@host/db?password=c@d"])
+def test_an_option_may_hold_an_at_where_it_cuts_no_password(url: str) -> None:
+    assert split_options(url) == (url, {})
 
 
 @pytest.mark.parametrize("hosts", ["host", "host:65535", "a:1,b,[::1]:5432", "/folder"])

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from agentmem import SessionStore, SQLiteSession
 from agentmem.engines.sqlite.file import FileIdentity
-from agentmem.errors import StorageError
+from agentmem.errors import HardLinkWarning, StorageError
 
 
 def test_a_file_is_the_same_until_it_is_deleted_replaced_or_emptied(path: Path) -> None:
@@ -29,6 +30,27 @@ def test_a_file_is_the_same_until_it_is_deleted_replaced_or_emptied(path: Path) 
     with pytest.raises(StorageError, match="was replaced"):
         file.check()
     assert not file.is_at_its_path()
+
+
+def test_a_file_with_a_second_name_is_a_warning_by_name_wherever_it_is_opened(path: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.db"
+    with SQLiteSession(path, session_id="user_123") as session:
+        session.add_items([{"role": "user", "content": "one"}])
+    os.link(path, other)
+    for name in (path, other):
+        for use in (
+            lambda name=name: SQLiteSession(name, session_id="user_123").get_items(),
+            lambda name=name: SessionStore(name).check(),
+            lambda name=name: SessionStore(name).backup(tmp_path / "copy.db"),
+        ):
+            with pytest.raises(HardLinkWarning, match=rf"{name} has 2 names \(hard links\).* can be lost"):
+                use()  # warnings are errors here
+    with pytest.warns(HardLinkWarning), SQLiteSession(path, session_id="user_123") as session:
+        assert len(session.get_items()) == 1
+    other.unlink()
+    other.symlink_to(path)
+    with SQLiteSession(other, session_id="user_123") as session:
+        assert len(session.get_items()) == 1
 
 
 def test_of_a_replaced_file_only_its_own_wal_is_removed(path: Path) -> None:
