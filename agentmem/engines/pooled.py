@@ -17,8 +17,8 @@ from ..cancellation import despite_cancellation
 from ..errors import AgentMemError, SessionClosedError
 from .base import Engine
 from .batching import Batcher
+from .callbacks import CallbackFailed
 from .pools import Leases, LoopPool, close_unused
-from .readings import ReadingFailed
 
 P = TypeVar("P", bound=LoopPool)
 W = TypeVar("W")
@@ -85,8 +85,11 @@ class PooledEngine(Engine, Generic[P]):
         return job.result
 
     def raise_mapped(self, error: BaseException, session_id: str | None = None) -> NoReturn:
-        """Raise agentmem's error for `error`; what a reading raised, as it is."""
-        if isinstance(error, ReadingFailed):
+        """Raise agentmem's error for `error`; what the caller's own code raised, as it is.
+
+        Call it outside of ``except``: else an error of the caller's would show the one that wrapped it as its context.
+        """
+        if isinstance(error, CallbackFailed):
             raise error.error
         mapped = self.map_error(error, session_id)
         if mapped is error:

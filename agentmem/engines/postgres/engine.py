@@ -10,14 +10,16 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, TypeVar, cast
 
 from ...checking import CheckReport, Progress
 from ...errors import StorageError
 from ..base import Reading
+from ..callbacks import CallbackFailed, guarded
 from ..operations import Append, Clear, Pop
 from ..pooled import PooledEngine
-from ..readings import MAX_INLINE_BYTES, SLICE_BYTES, Joined
+from ..readings import MAX_INLINE_BYTES, SLICE_BYTES, Joined, feed_joined
 from .check import check
 from .connection import BoundedConnection, loop_of
 from .database import checked_database
@@ -85,7 +87,7 @@ class PostgresEngine(PooledEngine[Pool]):
         pool = self.pool()
         if reading.first:
             joined = await self.submit(pool.newest, ReadNewest(session_id, reading.first), session_id)
-            if joined is None or not await _feed_joined(pool, reading, joined):
+            if joined is None or not await self._feed_joined(pool, reading, joined):
                 await self._read_slices(pool, session_id, reading)
         return reading.result()
 
@@ -116,7 +118,7 @@ class PostgresEngine(PooledEngine[Pool]):
 
         async def work(connection: BoundedConnection) -> CheckReport:
             await pool.schema.require_tables(connection)
-            return await check(connection, pool.statements, pool.feeder, progress)
+            return await check(connection, pool.statements, pool.feeder, progress and guarded(progress))
 
         return await self._on_own_connection(pool, work)
 
@@ -169,10 +171,14 @@ class PostgresEngine(PooledEngine[Pool]):
         try:
             return await pool.on_own_connection(work)
         except Exception as error:
-            self.raise_mapped(error)
+            failure = error
+        self.raise_mapped(failure)
 
-
-async def _feed_joined(pool: Pool, reading: Reading[Any], joined: Joined) -> bool:
-    if reading.is_short and len(joined[0]) <= MAX_INLINE_BYTES:
-        return reading.feed_joined(*joined)
-    return await pool.feeder.in_thread(lambda: reading.feed_joined(*joined))
+    async def _feed_joined(self, pool: Pool, reading: Reading[Any], joined: Joined) -> bool:
+        if reading.is_short and len(joined[0]) <= MAX_INLINE_BYTES:
+            return reading.feed_joined(*joined)
+        try:
+            return await pool.feeder.in_thread(partial(feed_joined, reading, joined))
+        except CallbackFailed as error:
+            failure = error
+        self.raise_mapped(failure)

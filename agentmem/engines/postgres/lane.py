@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import TypeVar
 
 from ...errors import AgentMemError
-from ..readings import ReadingFailed
+from ..callbacks import CallbackFailed
 from .connection import BoundedConnection, Connection, close, connect, hang_up, in_own_task, is_closed, terminate
 from .database import Database
 from .errors import READ_ONLY, ROLLED_BACK_STATES, GaveUp, may_succeed_elsewhere, sqlstate_of
@@ -191,7 +191,7 @@ class Lane:
         )
 
     def _is_lost(self, error: Exception) -> bool:
-        if isinstance(error, (AgentMemError, ReadingFailed)):
+        if isinstance(error, (AgentMemError, CallbackFailed)):
             return False  # it is not about the connection
         return may_succeed_elsewhere(error) or (self._connection is not None and is_closed(self._connection))
 

@@ -84,7 +84,7 @@ class Feeder:
         """Feed a session's rows to `reading` from the newest on, inside the caller's transaction.
 
         Raises:
-            ReadingFailed: `reading` raised an error.
+            CallbackFailed: `reading` raised an error.
         """
         reading.restart()
         wanted, below = reading.first, LAST_POSITION

@@ -29,6 +29,7 @@ from typing import Any, Generic, TypeVar
 from ...cancellation import despite_cancellation
 from ...errors import StorageError
 from ...lifecycle import around_fork, register_own_thread, when_program_ends
+from ..callbacks import CallbackFailed
 
 T = TypeVar("T")
 
@@ -250,6 +251,8 @@ class SnapshotWork(Generic[T]):
         try:
             with snapshot.reading():
                 return self._function(snapshot)
+        except CallbackFailed:
+            raise  # the caller's own error, whatever the file is like by now
         except Exception as error:
             if snapshot.has_changed():
                 raise _FileChanged from error
