@@ -33,7 +33,7 @@ from .engines import open_engine
 from .engines.base import Engine
 from .errors import CorruptItemWarning, SessionClosedError
 from .items import encode_items
-from .reading import TailReading, WindowReading
+from .reading import PopReading, RowsToWarnOf, TailReading, WindowReading
 from .replay import SessionSettings
 
 
@@ -93,7 +93,7 @@ class AsyncSession:
         engine = self._require_open_engine()
         reading = self._new_reading(limit)
         items = await engine.read(self.session_id, reading)
-        self._warn_of_corrupt_rows(reading)
+        self._warn_of_corrupt_rows(reading.corrupt)
         return items
 
     async def add_items(self, items: Iterable[Mapping[str, Any] | BaseModel]) -> None:
@@ -117,7 +117,9 @@ class AsyncSession:
     async def pop_item(self) -> Any | None:
         """Remove and return the newest item; return None if there is none.
 
-        Newer rows that cannot be read are removed together with the item. If no row can be read, none is removed.
+        Newer rows that cannot be read are removed together with the item. If no row can be read, none is removed. The
+        warnings of such rows come before anything is removed: where they are errors, nothing is. After them, the newest
+        item is looked for again, so what is called meanwhile on the same session may come first.
 
         Raises:
             SessionClosedError: the handle was closed.
@@ -128,10 +130,16 @@ class AsyncSession:
             CorruptItemWarning: a row could not be read; one warning for each.
         """
         engine = self._require_open_engine()
-        reading = TailReading(1)
-        items = await engine.pop(self.session_id, reading)
-        self._warn_of_corrupt_rows(reading)
-        return items[0] if items else None
+        warned_of: set[int] = set()
+        while True:
+            try:
+                items = await engine.pop(self.session_id, PopReading(warned_of))
+            except RowsToWarnOf as unknown:
+                positions = unknown.positions
+            else:
+                return items[0] if items else None
+            self._warn_of_corrupt_rows(positions)
+            warned_of.update(positions)
 
     async def clear_session(self) -> None:
         """Remove the session with all its items and everything that is derived from them.
@@ -202,8 +210,8 @@ class AsyncSession:
             return TailReading(check_limit(limit))
         return WindowReading(self.settings) if self.settings.has_caps else TailReading(None)
 
-    def _warn_of_corrupt_rows(self, reading: TailReading) -> None:
-        for position in reading.corrupt:
+    def _warn_of_corrupt_rows(self, positions: Iterable[int]) -> None:
+        for position in positions:
             warnings.warn(
                 f"session {self.session_id!r} in {self._engine.name}: the row at position {position} "
                 "is not a JSON object and was skipped",
