@@ -107,9 +107,9 @@ class AsyncSession:
             InvalidItemError: an item has no faithful JSON form; the error has its index and the path in it.
             TypeError: ``items`` is one item instead of a list.
             SessionClosedError: the handle was closed.
-            StorageError: the database failed; ``agentmem.errors`` lists the kinds. Nothing was stored, unless the
-                message says that the outcome is in doubt: the connection to a server was lost before it answered, and
-                the server did not come back in time.
+            StorageError: the database failed; ``agentmem.errors`` lists the kinds. Nothing was stored, unless the error
+                is ``in_doubt``: the connection to a server was lost before it answered, and the server did not come
+                back in time; or an SQLite file was deleted or replaced at this moment.
         """
         engine = self._require_open_engine()
         await engine.append(self.session_id, encode_items(items))
@@ -124,7 +124,7 @@ class AsyncSession:
         Raises:
             SessionClosedError: the handle was closed.
             StorageError: the database failed; ``agentmem.errors`` lists the kinds. Nothing was removed, unless the
-                message says that the outcome is in doubt.
+                error is ``in_doubt``.
 
         Warns:
             CorruptItemWarning: a row could not be read; one warning for each.
@@ -147,7 +147,7 @@ class AsyncSession:
         Raises:
             SessionClosedError: the handle was closed.
             StorageError: the database failed; ``agentmem.errors`` lists the kinds. Nothing was removed, unless the
-                message says that the outcome is in doubt.
+                error is ``in_doubt``.
         """
         await self._require_open_engine().clear(self.session_id)
 

@@ -177,7 +177,9 @@ class Lane:
         self._connection = await self._connector.connect(timeout_s, self._hosts_tried)
 
     def _failure(self, error: Exception, connection: BoundedConnection | None) -> Failure:
-        is_lost = self._is_lost(error)
+        # An error of asyncpg's or Python's own in place of the server's answer to a commit says nothing about it.
+        is_unanswered = connection is not None and connection.commit_sent and not _is_answer(error)
+        is_lost = self._is_lost(error) or is_unanswered
         return Failure(
             # agentmem's own errors come from a look at the tables.
             had_connection=connection is not None or isinstance(error, AgentMemError),
@@ -212,3 +214,8 @@ class Lane:
             terminate(connection)  # here, because the end of the event loop may cancel the task before it begins
         with suppress(ConnectionAbortedError):  # the end of the event loop has ended the connection, too
             await in_own_task(self._connector.give_back(connection))
+
+
+def _is_answer(error: Exception) -> bool:
+    """Whether the server has answered, or was asked nothing."""
+    return sqlstate_of(error) is not None or isinstance(error, (AgentMemError, CallbackFailed))

@@ -233,7 +233,8 @@ class Pool(LoopPool):
     # Running, in a connection's thread
 
     def _run_writes(self, connection: Connection, origin: Origin, batch: Batch[Write]) -> None:
-        # Looked at after the commit: the file can be deleted at any time before it, and then nothing was stored.
+        self._check_file()
+        # Looked at again after the commit: the file can be deleted at any time before it.
         run_writes(connection, origin, batch, confirm=self._check_file)
 
     def _run_reads(self, connection: Connection, origin: Origin, batch: Batch[Read]) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any, cast
 
+from ...errors import StorageError
 from ..batching import Batch, Groups, Job
 from .connection import Connection, Origin
 from .errors import BUSY, primary_code
@@ -28,6 +29,9 @@ QUICK_GROUP_BYTES = 128 * 1024
 
 ROW_BYTES = 64
 """What a row counts beside its text: inserting one of some bytes takes as long as copying some hundred."""
+
+
+_IN_DOUBT = "this write was committed to what was open: look whether it is stored before you write it again"
 
 
 class Transaction:
@@ -84,7 +88,8 @@ def run_writes(connection: Connection, origin: Origin, batch: Batch[Write], conf
     """Carry out a batch of writes.
 
     Args:
-        confirm: raises after a commit where what was committed must not be acknowledged.
+        confirm: raises after a commit where what was committed must not be acknowledged, because the file is not the
+            one at its path any more. The writes are in doubt then.
     """
     groups = Groups(batch.jobs, _kind_of, size_of=size_bytes, max_size=GROUP_BYTES)
     for group in groups:
@@ -102,8 +107,10 @@ def run_writes(connection: Connection, origin: Origin, batch: Batch[Write], conf
         try:
             confirm()
         except Exception as error:
+            in_doubt = StorageError(f"{error}; {_IN_DOUBT}", in_doubt=True)
+            in_doubt.__cause__ = error
             for job in group:
-                job.error = error
+                job.error = in_doubt
         else:
             groups.succeeded(group, results)
         connection.settle(origin, batch, group)
