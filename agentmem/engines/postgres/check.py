@@ -8,6 +8,7 @@ from ...checking import Checker, CheckReport, Progress, SortedFeed
 from ..readings import SLICE_BYTES
 from .connection import BoundedConnection
 from .reads import Feeder
+from .schema import Schema
 from .statements import Statements
 
 PAGE_ROWS = 2048
@@ -15,11 +16,16 @@ PAGE_ROWS = 2048
 
 
 async def check(
-    connection: BoundedConnection, statements: Statements, feeder: Feeder, progress: Progress | None
+    connection: BoundedConnection, schema: Schema, statements: Statements, feeder: Feeder, progress: Progress | None
 ) -> CheckReport:
-    """What is wrong with the database; reads it in one transaction, and decodes in threads."""
+    """What is wrong with the database; reads it in one transaction, and decodes in threads.
+
+    Raises:
+        StorageError, SchemaVersionError: as ``Schema.require_tables`` does.
+    """
     checker = Checker(progress)
     async with connection.transaction("REPEATABLE READ READ ONLY"):
+        await schema.require_tables(connection)
         await _walk(connection, statements, feeder, checker)
     return await feeder.in_thread(checker.report)
 

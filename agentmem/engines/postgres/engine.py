@@ -103,7 +103,7 @@ class PostgresEngine(PooledEngine[Pool]):
             await self._on_own_connection(pool, pool.schema.require_tables)  # the pool's own would create the tables
         sql = pool.statements.sessions
         found = await self._query(pool, None, lambda connection: connection.fetch(sql, after or "", limit))
-        return [(session_id, length) for session_id, length in found]
+        return [(session_id, length) for session_id, length in pool.schema.without_version(found)]
 
     async def rows(self, session_id: str, start: int, limit: int) -> list[tuple[int, bytes]]:
         pool = self.pool()
@@ -111,14 +111,13 @@ class PostgresEngine(PooledEngine[Pool]):
         found = await self._query(
             pool, session_id, lambda connection: connection.fetch(sql, session_id, start, limit, SLICE_BYTES)
         )
-        return [(position, text) for position, text in found]
+        return [(position, text) for position, text in pool.schema.without_version(found)]
 
     async def check(self, progress: Progress | None = None) -> CheckReport:
         pool = self.pool()
 
         async def work(connection: BoundedConnection) -> CheckReport:
-            await pool.schema.require_tables(connection)
-            return await check(connection, pool.statements, pool.feeder, progress and guarded(progress))
+            return await check(connection, pool.schema, pool.statements, pool.feeder, progress and guarded(progress))
 
         return await self._on_own_connection(pool, work)
 

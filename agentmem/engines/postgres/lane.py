@@ -105,14 +105,20 @@ class Lane:
         connector: where the connections come from.
         loop: the event loop on which all of it happens.
         prepare: awaited on the connection before each attempt.
+        explain: awaited where the server refused an attempt; returns what is to be raised.
     """
 
     def __init__(
-        self, connector: Connector, loop: asyncio.AbstractEventLoop, prepare: Work[None] | None = None
+        self,
+        connector: Connector,
+        loop: asyncio.AbstractEventLoop,
+        prepare: Work[None] | None = None,
+        explain: Callable[[BoundedConnection, Exception], Awaitable[Exception]] | None = None,
     ) -> None:
         self._connector = connector
         self._loop = loop
         self._prepare = prepare
+        self._explain = explain
         self._connection: Connection = None
         self._used_at = 0.0
         self._hosts_tried = 0
@@ -136,9 +142,12 @@ class Lane:
                 result = await work(connection)
             except Exception as error:
                 failure = self._failure(error, connection)
+                explained = await self._explained(error, connection, failure)
                 await self._after_attempt(is_lost=failure.is_connection_lost)
                 decision = retries.decide(failure, self._loop.time())
                 if decision is Decision.RAISE:
+                    if explained is not error:
+                        raise explained from error
                     raise
                 if decision is Decision.GIVE_UP:
                     raise GaveUp(error, in_doubt=retries.in_doubt) from error
@@ -175,6 +184,11 @@ class Lane:
     async def _connect(self, timeout_s: float) -> None:
         # Stored by the task that connects: whoever waits for it may be cancelled meanwhile.
         self._connection = await self._connector.connect(timeout_s, self._hosts_tried)
+
+    async def _explained(self, error: Exception, connection: BoundedConnection | None, failure: Failure) -> Exception:
+        if self._explain is None or connection is None or failure.is_connection_lost:
+            return error
+        return await self._explain(connection, error)
 
     def _failure(self, error: Exception, connection: BoundedConnection | None) -> Failure:
         # An error of asyncpg's or Python's own in place of the server's answer to a commit says nothing about it.

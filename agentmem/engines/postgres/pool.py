@@ -83,7 +83,7 @@ class Pool(LoopPool):
         super().__init__(database.pool_key, loop)
         self.statements = Statements(database.schema)
         self.schema = Schema(database, self.statements)
-        self.feeder = Feeder(self.statements, READERS)
+        self.feeder = Feeder(self.schema, self.statements, READERS)
         self.writes: Batcher[Write] = Batcher(
             self._send_writes,
             Queue(slots=WRITERS - 1, max_batch_size=MAX_WRITES, key=lambda write: write.session_id),
@@ -93,7 +93,8 @@ class Pool(LoopPool):
         self._database = database
         self._connector = connector_for(database)
         self._writers = [
-            Writer(self._new_lane(), self.statements, self.feeder, database.busy_timeout_s) for _ in range(WRITERS)
+            Writer(self._new_lane(), self.schema, self.statements, self.feeder, database.busy_timeout_s)
+            for _ in range(WRITERS)
         ]
         self._readers = [self._new_lane() for _ in range(READERS)]
         self._held = HeldSessions(self._writers[-1], self.writes, loop, self._start)
@@ -149,7 +150,7 @@ class Pool(LoopPool):
     # Opening and closing
 
     def _new_lane(self) -> Lane:
-        return Lane(self._connector, self.loop, self._prepare)
+        return Lane(self._connector, self.loop, self._prepare, self.schema.explain)
 
     async def _prepare(self, connection: BoundedConnection) -> None:
         """Have the schema created or upgraded, unless that was done."""
@@ -251,7 +252,7 @@ class Pool(LoopPool):
         self.writes.settle([*group, *left])
 
     async def _read_newest(self, lane: Lane, batch: Batch[ReadNewest]) -> None:
-        results = await read_newest(lane, self.statements, [job.work for job in batch.jobs])
+        results = await read_newest(lane, self.schema, self.statements, [job.work for job in batch.jobs])
         for job, result in zip(batch.jobs, results, strict=True):
             job.result = result
         self.newest.settle(batch.jobs)

@@ -23,6 +23,7 @@ from ..operations import Append, Clear, Pop
 from .connection import BoundedConnection
 from .lane import Lane
 from .reads import Feeder
+from .schema import SCHEMA_VERSION, Schema
 from .statements import Statements, append_values, milliseconds
 
 LOCK_TIMEOUT_S = 0.2
@@ -37,8 +38,9 @@ the connection: else a process that was stopped in a pop would hold the session 
 Write = Append | Pop | Clear
 
 
-Claim = tuple[str, str, UUID, int]
-"""The values of the ``claim`` statement: two time limits, the writer, and the transaction's number."""
+Claim = tuple[str, str, UUID, int, int]
+"""The values of the ``begin`` statement: two time limits, the writer, the transaction's number, and the newest version
+of the tables that is known."""
 
 
 def kind_of(write: Write) -> str | None:
@@ -56,13 +58,16 @@ class Writer:
 
     Args:
         lane: its connections.
-        statements: of the database.
+        schema, statements: of the database.
         feeder: feeds what a pop reads.
         busy_timeout_s: how long a call may wait for a lock.
     """
 
-    def __init__(self, lane: Lane, statements: Statements, feeder: Feeder, busy_timeout_s: float) -> None:
+    def __init__(
+        self, lane: Lane, schema: Schema, statements: Statements, feeder: Feeder, busy_timeout_s: float
+    ) -> None:
         self.lane = lane
+        self._schema = schema
         self._statements = statements
         self._feeder = feeder
         self._busy_timeout_s = busy_timeout_s
@@ -77,6 +82,7 @@ class Writer:
 
         Raises:
             GaveUp: no connection could do it in time.
+            SchemaVersionError: a newer agentmem has upgraded the tables; nothing was written.
             asyncpg.PostgresError: nothing was written; ``LOCK_NOT_AVAILABLE`` where another connection holds one of the
                 sessions for longer than `LOCK_TIMEOUT_S`.
         """
@@ -89,6 +95,7 @@ class Writer:
             milliseconds(IDLE_IN_TRANSACTION_TIMEOUT_S),
             self._id,
             self._number,
+            SCHEMA_VERSION,
         )
         first = writes[0]
         if isinstance(first, Pop):
@@ -113,7 +120,7 @@ class Writer:
 
     async def _append(self, claim: Claim, values: Sequence[object], connection: BoundedConnection) -> None:
         connection.commit_sent = True  # the statement commits by itself
-        await connection.execute(self._statements.append, *claim, *values)
+        self._schema.refuse_newer(await connection.fetchval(self._statements.append, *claim, *values))
 
     async def _clear(self, claim: Claim, ids: Sequence[str], connection: BoundedConnection) -> None:
         async with self._claimed(connection, claim) as is_new:
@@ -136,5 +143,7 @@ class Writer:
     async def _claimed(self, connection: BoundedConnection, claim: Claim) -> AsyncIterator[bool]:
         """A transaction that has stored its number; False where an earlier attempt with this number was committed."""
         async with connection.transaction("READ COMMITTED"):
-            yield bool(await connection.fetchval(self._statements.claim, *claim))
+            begun = await connection.fetchrow(self._statements.begin, *claim)
+            self._schema.refuse_newer(begun and begun[0])
+            yield bool(begun[1])
             connection.commit_sent = True

@@ -235,11 +235,11 @@ class Pool(LoopPool):
     def _run_writes(self, connection: Connection, origin: Origin, batch: Batch[Write]) -> None:
         self._check_file()
         # Looked at again after the commit: the file can be deleted at any time before it.
-        run_writes(connection, origin, batch, confirm=self._check_file)
+        run_writes(connection, origin, batch, self.database.name, confirm=self._check_file)
 
     def _run_reads(self, connection: Connection, origin: Origin, batch: Batch[Read]) -> None:
         self._check_file()
-        run_reads(connection, origin, batch)
+        run_reads(connection, origin, batch, self.database.name)
 
     def _check_file(self) -> None:
         if self._file is not None:
