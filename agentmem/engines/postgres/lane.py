@@ -12,7 +12,7 @@ from ...errors import AgentMemError
 from ..callbacks import CallbackFailed
 from .connection import BoundedConnection, Connection, close, connect, hang_up, in_own_task, is_closed, terminate
 from .database import Database
-from .errors import READ_ONLY, ROLLED_BACK_STATES, GaveUp, may_succeed_elsewhere, sqlstate_of
+from .errors import CLOSING_ERRORS, READ_ONLY, ROLLED_BACK_STATES, GaveUp, may_succeed_elsewhere, sqlstate_of
 from .retry import Decision, Failure, Retries
 from .url import rotate_hosts
 
@@ -21,6 +21,9 @@ T = TypeVar("T")
 MAX_IDLE_S = 300.0
 """How long a connection may be idle before another one is opened instead, in seconds. Firewalls and load balancers
 silently drop idle connections, mostly after 350 or more."""
+
+AT_END_S = 1.0
+"""How long the last statement before a lane is closed may take, in seconds."""
 
 Work = Callable[[BoundedConnection], Awaitable[T]]
 """What a lane is to do on its connection. Where the connection is lost, it is done again on a new one."""
@@ -49,6 +52,10 @@ class Connector(ABC):
             timeout_s: how long that may take; at least 1 s is allowed for it.
             hosts_tried: how many of the URL's hosts have not answered in time.
         """
+
+    def has_one_at_hand(self) -> bool:
+        """Whether :meth:`connect` would return at once, without a new connection."""
+        return False
 
     @abstractmethod
     async def give_back(self, connection: Connection) -> None:
@@ -85,6 +92,9 @@ class CallersConnections(Connector):
 
     async def connect(self, timeout_s: float, hosts_tried: int) -> Connection:
         return await self._pool.acquire(timeout=max(timeout_s, 1.0))
+
+    def has_one_at_hand(self) -> bool:
+        return not self._pool.is_closing() and bool(self._pool.get_idle_size())
 
     async def give_back(self, connection: Connection) -> None:
         try:
@@ -158,6 +168,28 @@ class Lane:
                 self._used_at = self._loop.time()
                 await self._after_attempt(is_lost=False)
                 return result
+
+    async def run_at_end(self, work: Work[None]) -> bool:
+        """Do `work` once, before the lane is closed, where there is a connection that needs no waiting for.
+
+        Returns:
+            Whether there was one. The work may have failed all the same: nobody waits for it.
+        """
+        is_idle = self._loop.time() - self._used_at > MAX_IDLE_S
+        if is_idle or (self._connection is None and not self._connector.has_one_at_hand()):
+            return False
+        is_lost = True
+
+        async def run() -> None:
+            if self._connection is None:
+                await self._connect(AT_END_S)
+            await work(BoundedConnection(self._connection, AT_END_S))
+
+        with suppress(*CLOSING_ERRORS):
+            await in_own_task(run())
+            is_lost = False
+        await self._after_attempt(is_lost=is_lost)
+        return True
 
     async def close(self) -> None:
         """Close its connection, if it has one."""

@@ -184,8 +184,17 @@ class Pool(LoopPool):
         await self.writes.drain()
         await self.newest.drain()
         await self.queries.drain()
+        await self._forget_writers()
         # All at once: a server that does not answer must not hold up the end once for each of them.
         await asyncio.gather(*(lane.close() for lane in self._lanes()))
+
+    async def _forget_writers(self) -> None:
+        """Remove the numbers of this pool's writers: nothing of theirs is under way that would be sent again."""
+        stored = {writer.stored_id: writer for writer in self._writers}
+        ids = [one for one in stored if one is not None]
+        for one in ids:
+            if await stored[one].forget(ids):
+                return
 
     def abandon(self) -> None:
         for lane in self._lanes():
@@ -224,7 +233,7 @@ class Pool(LoopPool):
         deadline = self.loop.time() + self._database.busy_timeout_s
         groups = Groups(batch.jobs, kind_of, size_of=size_bytes, max_size=MAX_GROUP_BYTES)
         for group in groups:
-            self._held.set_aside(batch, [job for job in group if job.work.session_id in self._held], deadline)
+            self._held.set_aside([job for job in group if job.work.session_id in self._held], deadline)
             ready = [job for job in group if job.work.session_id not in self._held]
             if not ready:
                 continue
@@ -236,7 +245,7 @@ class Pool(LoopPool):
                 is_held = sqlstate_of(error) == LOCK_NOT_AVAILABLE
                 held = await held_sessions(writer, ready) if is_held else set[str]()
                 if held:
-                    self._held.set_aside(batch, [job for job in ready if job.work.session_id in held], deadline, error)
+                    self._held.set_aside([job for job in ready if job.work.session_id in held], deadline, error)
                     groups.again([job for job in ready if job.work.session_id not in held])
                 elif groups.failed(ready, error):
                     self.writes.settle(ready)

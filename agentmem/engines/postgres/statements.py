@@ -52,11 +52,30 @@ _APPEND = f"""
 """  # noqa: S608  likewise
 """Append rows to any number of sessions, and return the version of the tables. Writes nothing where that is newer."""
 
+_FORGET_OLD_WRITERS = """
+    WITH looked_at AS (
+        (SELECT writer, updated_at FROM agentmem.agentmem_writers WHERE writer >= $1 ORDER BY writer LIMIT 256)
+        UNION ALL
+        (SELECT writer, updated_at FROM agentmem.agentmem_writers WHERE writer < $1 ORDER BY writer LIMIT 256)
+    )
+    DELETE FROM agentmem.agentmem_writers WHERE writer IN (
+        SELECT writer FROM agentmem.agentmem_writers
+        WHERE writer IN (SELECT writer FROM looked_at WHERE updated_at < now() - interval '7 days')
+            AND updated_at < now() - interval '7 days'
+        FOR UPDATE SKIP LOCKED
+    ) AND (SELECT version FROM agentmem.agentmem_schema) <= $2
+"""
+"""Remove what killed processes have left, where it is among the rows that follow a random writer: so it costs the same
+for any number of rows, and in the long run each of them is looked at."""
+
+# Without a flush: where a crash of the server undoes it, the row is removed after a week.
 _FORGET_WRITERS = """
     DELETE FROM agentmem.agentmem_writers WHERE writer IN (
-        SELECT writer FROM agentmem.agentmem_writers WHERE updated_at < now() - interval '7 days' FOR UPDATE SKIP LOCKED
-    )
+        SELECT writer FROM agentmem.agentmem_writers WHERE writer = ANY($1::text[]::uuid[]) FOR UPDATE SKIP LOCKED
+    ) AND (SELECT version FROM agentmem.agentmem_schema) <= $2
+        AND set_config('synchronous_commit', 'off', true) IS NOT NULL
 """
+"""Remove writers that will send nothing more and wait for no answer."""
 
 _LOCK = """
     SELECT session_id FROM agentmem.agentmem_sessions WHERE session_id = ANY($1::text[]) ORDER BY session_id FOR UPDATE
@@ -136,7 +155,7 @@ _COUNT_ITEMS = "SELECT sum(next_position)::bigint FROM agentmem.agentmem_session
 
 _PAGE_OF_SESSIONS = """
     SELECT session_id, next_position FROM agentmem.agentmem_sessions
-    WHERE session_id > $1 AND ($2::text IS NULL OR session_id <= $2) ORDER BY session_id
+    WHERE session_id > $1 AND ($2::text IS NULL OR session_id <= $2) ORDER BY session_id LIMIT $3
 """
 
 _PAGE_OF_ITEMS = """
@@ -162,6 +181,7 @@ class Statements:
         # Writes
         self.append = self.in_schema(_APPEND)
         self.begin = self.in_schema(_BEGIN)
+        self.forget_old_writers = self.in_schema(_FORGET_OLD_WRITERS)
         self.forget_writers = self.in_schema(_FORGET_WRITERS)
         self.lock = self.in_schema(_LOCK)
         self.held = self.in_schema(_HELD)

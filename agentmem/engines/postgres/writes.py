@@ -7,7 +7,8 @@ Rules kept here:
   waiting. Every group takes these locks in the order of session ids, so no two groups wait for each other.
 - Each writer numbers its transactions, and each transaction begins by storing its number (``agentmem_writers``). Where
   a connection is lost before the answer came, the same is sent again on a new one, with the same number: it waits for
-  the first attempt, if that is still under way, and does nothing if that was committed.
+  the first attempt, if that is still under way, and does nothing if that was committed. The row of a writer is removed
+  when its pool is closed; those of killed processes, after a week.
 - An item is stored as the text that it came as: ``jsonb`` would reorder keys and refuse ``\\u0000``.
 """
 
@@ -74,6 +75,18 @@ class Writer:
         self._id = uuid4()
         self._number = 0  # of its newest transaction
 
+    @property
+    def stored_id(self) -> UUID | None:
+        """The id under which it has stored numbers; None where it has written nothing."""
+        return self._id if self._number else None
+
+    async def forget(self, ids: Sequence[UUID]) -> bool:
+        """Remove the numbers of writers that will send nothing more; False where no connection is at hand for it."""
+        values = [str(one) for one in ids], SCHEMA_VERSION
+        return await self.lane.run_at_end(
+            lambda connection: connection.execute(self._statements.forget_writers, *values)
+        )
+
     async def write(self, writes: Sequence[Write]) -> Sequence[object]:
         """Carry out writes with one :func:`kind_of` in one transaction, exactly once.
 
@@ -87,7 +100,8 @@ class Writer:
                 sessions for longer than `LOCK_TIMEOUT_S`.
         """
         if not self._number:  # with its first write; what such old writers have sent is long since settled
-            await self.lane.run(lambda connection: connection.execute(self._statements.forget_writers))
+            forget = self._statements.forget_old_writers
+            await self.lane.run(lambda connection: connection.execute(forget, self._id, SCHEMA_VERSION))
         self._number += 1
         lock_timeout_s = min(LOCK_TIMEOUT_S, self._busy_timeout_s)
         claim: Claim = (
