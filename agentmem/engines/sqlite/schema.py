@@ -129,7 +129,7 @@ def require_tables(raw: sqlite3.Connection, name: str) -> None:
 
 
 def refuse_newer(raw: sqlite3.Connection, name: str) -> None:
-    """Check that no newer agentmem has upgraded the file since it was opened. Takes about 2 µs.
+    """Check that no newer agentmem has upgraded the file since it was opened. Takes 3 to 5 µs.
 
     In a transaction that writes, what it says holds until the commit. After a read, it says so of that read too,
     because a file is never downgraded.
