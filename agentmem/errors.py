@@ -31,7 +31,14 @@ from __future__ import annotations
 
 
 class AgentMemError(Exception):
-    """The base class of every error that agentmem defines."""
+    """The base class of every error that agentmem defines.
+
+    Attributes:
+        in_doubt: whether a write may have been stored although its call failed. Only a :class:`StorageError` of a write
+            can be in doubt; every other error says for certain what is stored.
+    """
+
+    in_doubt: bool = False
 
 
 class InvalidItemError(AgentMemError, ValueError):
@@ -63,9 +70,15 @@ class ConflictError(AgentMemError):
 class StorageError(AgentMemError):
     """The database failed; the message says why and what to do.
 
-    Nothing was written, unless the message says that the outcome is in doubt: the connection to a server was lost
-    before it answered, and the server did not come back in time.
+    Nothing was written, unless ``in_doubt`` is true. Then all of the write is stored or nothing: look before you write
+    it again. Either the connection to a server was lost before it answered, and no server told the outcome in time. Or
+    an SQLite file was deleted, moved or replaced while the write was committed to it.
     """
+
+    # The default is for pickle; see InvalidItemError.
+    def __init__(self, message: str = "", *, in_doubt: bool = False) -> None:
+        super().__init__(message)
+        self.in_doubt = in_doubt
 
 
 class StorageBusyError(StorageError):

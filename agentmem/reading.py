@@ -16,7 +16,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from .items import Item, decode_item, decode_joined
 from .replay import SessionSettings, find_window
@@ -115,6 +115,45 @@ class TailReading:
                 self.oldest = position
             except ValueError:
                 self.corrupt.append(position)
+
+
+class RowsToWarnOf(Exception):  # noqa: N818  the session that reads catches it
+    """A reading met rows that cannot be read, before anything was removed.
+
+    Attributes:
+        positions: of the rows, newest first.
+    """
+
+    def __init__(self, positions: Sequence[int]) -> None:
+        super().__init__(positions)
+        self.positions = positions
+
+
+class PopReading(TailReading):
+    """Reads the newest item of a session, which is then removed with the rows above it that cannot be read.
+
+    Nothing may be raised once they are removed, or the item would be lost. A warning may be raised: programs turn them
+    into errors. So the reading fails, and nothing is removed, until its user has warned of these rows.
+
+    Args:
+        warned_of: positions of rows that cannot be read, of which was warned.
+    """
+
+    def __init__(self, warned_of: Collection[int]) -> None:
+        super().__init__(1)
+        self._warned_of = warned_of
+
+    def feed(self, rows: Sequence[Row], *, at_start: bool) -> int:
+        """Decode the next older rows; see :meth:`TailReading.feed`.
+
+        Raises:
+            RowsToWarnOf: the reading is complete, and met rows that cannot be read and are not in `warned_of`.
+        """
+        wanted = super().feed(rows, at_start=at_start)
+        unknown = [position for position in self.corrupt if position not in self._warned_of]
+        if unknown and not wanted:
+            raise RowsToWarnOf(unknown)
+        return wanted
 
 
 class WindowReading(TailReading):

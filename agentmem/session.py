@@ -37,7 +37,7 @@ from .engines.base import Engine
 from .errors import CorruptItemWarning, SessionClosedError
 from .handle import refuse_copies
 from .items import encode_items
-from .reading import TailReading, WindowReading
+from .reading import PopReading, RowsToWarnOf, TailReading, WindowReading
 from .replay import SessionSettings
 
 
@@ -99,7 +99,7 @@ class AsyncSession:
         engine = self._require_open_engine()
         reading = self._new_reading(limit)
         items = await engine.read(self.session_id, reading)
-        self._warn_of_corrupt_rows(reading)
+        self._warn_of_corrupt_rows(reading.corrupt)
         return items
 
     async def add_items(self, items: Iterable[Mapping[str, Any] | BaseModel]) -> None:
@@ -114,9 +114,9 @@ class AsyncSession:
             InvalidItemError: an item has no faithful JSON form; the error has its index and the path in it.
             TypeError: ``items`` is one item instead of a list.
             SessionClosedError: the handle was closed.
-            StorageError: the database failed; ``agentmem.errors`` lists the kinds. Nothing was stored, unless the
-                message says that the outcome is in doubt: the connection to a server was lost before it answered, and
-                the server did not come back in time.
+            StorageError: the database failed; ``agentmem.errors`` lists the kinds. Nothing was stored, unless the error
+                is ``in_doubt``: the connection to a server was lost before it answered, and the server did not come
+                back in time; or an SQLite file was deleted or replaced at this moment.
         """
         engine = self._require_open_engine()
         await engine.append(self.session_id, encode_items(items))
@@ -124,21 +124,29 @@ class AsyncSession:
     async def pop_item(self) -> Any | None:
         """Remove and return the newest item; return None if there is none.
 
-        Newer rows that cannot be read are removed together with the item. If no row can be read, none is removed.
+        Newer rows that cannot be read are removed together with the item. If no row can be read, none is removed. The
+        warnings of such rows come before anything is removed: where they are errors, nothing is. After them, the newest
+        item is looked for again, so what is called meanwhile on the same session may come first.
 
         Raises:
             SessionClosedError: the handle was closed.
             StorageError: the database failed; ``agentmem.errors`` lists the kinds. Nothing was removed, unless the
-                message says that the outcome is in doubt.
+                error is ``in_doubt``.
 
         Warns:
             CorruptItemWarning: a row could not be read; one warning for each.
         """
         engine = self._require_open_engine()
-        reading = TailReading(1)
-        items = await engine.pop(self.session_id, reading)
-        self._warn_of_corrupt_rows(reading)
-        return items[0] if items else None
+        warned_of: set[int] = set()
+        while True:
+            try:
+                items = await engine.pop(self.session_id, PopReading(warned_of))
+            except RowsToWarnOf as unknown:
+                positions = unknown.positions
+            else:
+                return items[0] if items else None
+            self._warn_of_corrupt_rows(positions)
+            warned_of.update(positions)
 
     async def clear_session(self) -> None:
         """Remove the session with all its items and everything that is derived from them.
@@ -146,7 +154,7 @@ class AsyncSession:
         Raises:
             SessionClosedError: the handle was closed.
             StorageError: the database failed; ``agentmem.errors`` lists the kinds. Nothing was removed, unless the
-                message says that the outcome is in doubt.
+                error is ``in_doubt``.
         """
         await self._require_open_engine().clear(self.session_id)
 
@@ -209,8 +217,8 @@ class AsyncSession:
             return TailReading(check_limit(limit))
         return WindowReading(self.settings) if self.settings.has_caps else TailReading(None)
 
-    def _warn_of_corrupt_rows(self, reading: TailReading) -> None:
-        for position in reading.corrupt:
+    def _warn_of_corrupt_rows(self, positions: Iterable[int]) -> None:
+        for position in positions:
             warnings.warn(
                 f"session {self.session_id!r} in {self._engine.name}: the row at position {position} "
                 "is not a JSON object and was skipped",

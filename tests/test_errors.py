@@ -73,12 +73,19 @@ def test_an_invalid_item_error_names_the_item_and_the_place_in_it() -> None:
 @pytest.mark.parametrize("name", sorted(defined()))
 def test_every_error_crosses_a_process_boundary(name: str) -> None:
     """A pool of processes that cannot pickle an error hangs or breaks instead of raising it."""
-    where = {"index": 3, "path": "$.a[0]"} if name == "InvalidItemError" else {}
+    where: dict[str, object] = {"index": 3, "path": "$.a[0]"} if name == "InvalidItemError" else {}
+    if issubclass(defined()[name], errors.StorageError):
+        where["in_doubt"] = True
     error = defined()[name]("what happened", **where)
     for twin in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
         assert type(twin) is type(error)
         assert twin.args == ("what happened",)
         assert vars(twin) == where
+
+
+@pytest.mark.parametrize("name", [name for name in drawn() if name != "CorruptItemWarning"])
+def test_every_error_says_that_it_is_not_in_doubt_unless_it_was_made_so(name: str) -> None:
+    assert defined()[name]("what happened").in_doubt is False  # type: ignore[attr-defined]  # not of the warning's
 
 
 @pytest.mark.parametrize("name", sorted(defined()))

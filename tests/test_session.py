@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import re
 import sqlite3
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from agentmem import AsyncSession, AsyncSQLiteSession, SessionSettings, SQLiteSession
 from agentmem.engines import open_engine as open_by_url
 from agentmem.engines import scheme_of
-from agentmem.engines.base import MAX_SESSION_ID_BYTES, Engine
+from agentmem.engines.base import MAX_SESSION_ID_BYTES, Engine, Reading
 from agentmem.errors import CorruptItemWarning, InvalidItemError, SessionClosedError
 from agentmem.items import Item
 from agentmem.replay import replay_window
@@ -231,6 +233,50 @@ async def test_a_row_that_cannot_be_read_is_skipped_with_a_warning_that_names_it
             assert await session.pop_item() == HELLO
         with pytest.warns(CorruptItemWarning, match="position 1"):
             assert await session.get_items() == [HELLO]
+
+
+async def test_where_the_warning_of_a_row_is_an_error_a_pop_removes_nothing_and_its_item_is_not_lost(
+    open_engine: Callable[[], Engine], make_session: Make
+) -> None:
+    rows = [json.dumps(HELLO), "no JSON", json.dumps({"n": 1}), "{", "[]"]
+    engine = open_engine()
+    await engine.append("user_123", rows)
+    async with make_session() as session:
+        for _ in range(2):
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                with pytest.raises(CorruptItemWarning, match="position 4"):
+                    await session.pop_item()
+            assert [row.decode() for _, row in await engine.rows("user_123", 0, 10)] == rows
+        with pytest.warns(CorruptItemWarning) as caught:
+            assert await session.pop_item() == {"n": 1}
+        assert [re.findall(r"position (\d)", str(one.message)) for one in caught] == [["4"], ["3"]]
+        assert {one.filename for one in caught} == {__file__}
+        assert [row.decode() for _, row in await engine.rows("user_123", 0, 10)] == rows[:2]
+    await engine.close()
+
+
+async def test_a_pop_warns_also_of_a_row_that_came_while_it_warned_of_others(
+    open_engine: Callable[[], Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = open_engine()
+    await engine.append("user_123", [json.dumps(HELLO), "{"])
+    pop = engine.pop
+    coming = iter([["["], []])
+
+    async def pop_and_append(session_id: str, reading: Reading[Any]) -> Any:
+        try:
+            return await pop(session_id, reading)
+        finally:
+            await engine.append(session_id, next(coming, []))
+
+    monkeypatch.setattr(engine, "pop", pop_and_append)
+    session = AsyncSession(engine, "user_123")
+    with pytest.warns(CorruptItemWarning) as caught:
+        assert await session.pop_item() == HELLO
+    assert [re.findall(r"position (\d)", str(one.message)) for one in caught] == [["1"], ["2"]]
+    assert await engine.rows("user_123", 0, 10) == []
+    await engine.close()
 
 
 async def test_the_agents_sdk_is_told_of_no_settings_so_that_it_asks_for_the_window(make_session: Make) -> None:

@@ -30,14 +30,14 @@ class Job(Generic[W]):
     Whoever carries it out sets `result` or `error`, from any thread; the batcher wakes the caller when it is settled.
     """
 
-    __slots__ = ("error", "is_begun", "is_settled", "is_withdrawn", "result", "wake", "work")
+    __slots__ = ("error", "is_begun", "is_set_aside", "is_settled", "is_withdrawn", "result", "wake", "work")
 
     def __init__(self, work: W, wake: asyncio.Future[None]) -> None:
         self.work = work
         self.wake = wake
         self.result: object = None
         self.error: BaseException | None = None
-        self.is_begun = self.is_settled = self.is_withdrawn = False
+        self.is_begun = self.is_set_aside = self.is_settled = self.is_withdrawn = False
 
 
 class Batch(Generic[W]):
@@ -246,8 +246,8 @@ class Batcher(Generic[W]):
         self._go_on()
 
     def fail(self, batch: Batch[W], error: BaseException) -> None:
-        """Settle every job of the batch that is not settled yet with this error, and finish the batch."""
-        jobs = [job for job in batch.jobs if not job.is_settled]
+        """Settle every job of the batch that is not settled or set aside with this error, and finish the batch."""
+        jobs = [job for job in batch.jobs if not job.is_settled and not job.is_set_aside]
         for job in jobs:
             job.error = job.error or error
         self._queue.release(batch)

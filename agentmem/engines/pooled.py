@@ -9,6 +9,7 @@ Rules kept here:
 
 from __future__ import annotations
 
+import asyncio
 from abc import abstractmethod
 from collections.abc import Hashable, Sequence
 from typing import Any, Generic, NoReturn, TypeVar
@@ -17,8 +18,8 @@ from ..cancellation import despite_cancellation
 from ..errors import AgentMemError, SessionClosedError
 from .base import Engine
 from .batching import Batcher
+from .callbacks import CallbackFailed
 from .pools import Leases, LoopPool, close_unused
-from .readings import ReadingFailed
 
 P = TypeVar("P", bound=LoopPool)
 W = TypeVar("W")
@@ -78,20 +79,36 @@ class PooledEngine(Engine, Generic[P]):
             self.raise_mapped(error)
 
     async def submit(self, batcher: Batcher[W], work: W, session_id: str | None = None) -> Any:
-        """Have `work` carried out; returns its result, or raises its error, mapped."""
-        job = await batcher.submit(work)
+        """Have `work` carried out; returns its result, or raises its error, mapped.
+
+        Raises:
+            asyncio.CancelledError: the caller was cancelled. Where `work` had begun and failed, its error, mapped, is
+                the ``__cause__``.
+        """
+        try:
+            job = await batcher.submit(work)
+        except asyncio.CancelledError as cancelled:
+            if cancelled.__cause__ is not None:
+                cancelled.__cause__ = self._mapped(cancelled.__cause__, session_id)
+            raise
         if job.error is not None:
             self.raise_mapped(job.error, session_id)
         return job.result
 
     def raise_mapped(self, error: BaseException, session_id: str | None = None) -> NoReturn:
-        """Raise agentmem's error for `error`; what a reading raised, as it is."""
-        if isinstance(error, ReadingFailed):
-            raise error.error
+        """Raise agentmem's error for `error`; what the caller's own code raised, as it is.
+
+        Call it outside of ``except``: else an error of the caller's would show the one that wrapped it as its context.
+        """
+        raise self._mapped(error, session_id)
+
+    def _mapped(self, error: BaseException, session_id: str | None) -> BaseException:
+        if isinstance(error, CallbackFailed):
+            return error.error
         mapped = self.map_error(error, session_id)
-        if mapped is error:
-            raise error
-        raise mapped from (error.__cause__ if isinstance(error, AgentMemError) else error)
+        if mapped is not error:
+            mapped.__cause__ = error.__cause__ if isinstance(error, AgentMemError) else error
+        return mapped
 
     async def close(self) -> None:
         self._is_closed = True

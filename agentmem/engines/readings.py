@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .base import Reading
+from .callbacks import guarded
 
 MAX_INLINE_BYTES = 128 * 1024
 """The largest number of bytes of rows that is decoded on the event loop: a fraction of a millisecond's work."""
@@ -17,21 +18,19 @@ Joined = tuple[bytes, int, int]
 """What ``Reading.feed_joined`` takes: the text, how many rows it holds, and the oldest one's position."""
 
 
-class ReadingFailed(Exception):  # noqa: N818  the error that it holds is raised instead
-    """A ``Reading`` raised an error. Whatever its type is, it says nothing about the database."""
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__(str(error))
-        self.error = error
-
-
 def feed(reading: Reading[Any], rows: Sequence[tuple[int, bytes]], *, at_start: bool) -> int:
-    """Feed rows to a reading; returns how many more it wants.
+    """Feed rows to a reading, which may count tokens with the caller's function; returns how many more it wants.
 
     Raises:
-        ReadingFailed: `reading` raised an error.
+        CallbackFailed: `reading` raised an error.
     """
-    try:
-        return reading.feed(rows, at_start=at_start)
-    except Exception as error:
-        raise ReadingFailed(error) from error
+    return guarded(reading.feed)(rows, at_start=at_start)
+
+
+def feed_joined(reading: Reading[Any], joined: Joined) -> bool:
+    """Feed rows as one text to a reading; returns whether that is enough.
+
+    Raises:
+        CallbackFailed: `reading` raised an error.
+    """
+    return guarded(reading.feed_joined)(*joined)

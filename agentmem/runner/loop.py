@@ -5,7 +5,7 @@ Rules:
 - A run appends only whole exchanges, in one batch per model call: the input together with the first response, calls
   together with their outputs. A model call that fails or is cancelled, with all that follows from it, adds nothing.
 - So a run with the input of an unfinished turn can continue it, and repeats nothing.
-- The message of every error says what the session now holds.
+- The message of every error says what the session now holds, or that this is in doubt.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from ..errors import AgentMemError, MaxTurnsExceeded, ModelError, RunError
+from ..errors import AgentMemError, MaxTurnsExceeded, ModelError, RunError, StorageError
 from ..items import (
     HandoffCallItem,
     HandoffOutputItem,
@@ -73,6 +73,7 @@ class Run:
         new_items: the items that the run has produced so far.
         usage: the sum over the model calls so far.
         stored_outputs: how many tool outputs of this turn the session holds.
+        doubtful_items: how many items the session holds or not, because the write of them is in doubt.
     """
 
     agent: Agent
@@ -87,6 +88,7 @@ class Run:
     new_items: list[RunItem] = field(default_factory=list)
     usage: Usage = field(default_factory=Usage)
     stored_outputs: int = 0
+    doubtful_items: int = 0
 
     async def run(self, max_turns: int, on_event: OnEvent | None = None) -> RunResult:
         """Do the whole run, from reading the history to the last answer.
@@ -257,7 +259,12 @@ class Run:
 
     async def _store(self, produced: list[Item]) -> None:
         if self.session is not None:
-            await self.session.add_items([*self.unstored_input, *produced])
+            items = [*self.unstored_input, *produced]
+            try:
+                await self.session.add_items(items)
+            except StorageError as error:
+                self.doubtful_items = len(items) if error.in_doubt else 0
+                raise
         self.unstored_input = []
         self.to_send += produced
 
@@ -279,13 +286,19 @@ class Run:
             raise
 
     def _session_state(self, session_id: str) -> str:
-        if not self.stored_outputs:
-            return f"nothing was added to the session {session_id!r}"
+        session = f"the session {session_id!r}"
         plural = "" if self.stored_outputs == 1 else "s"
-        return (
-            f"the session {session_id!r} holds the input and {self.stored_outputs} tool exchange{plural} of this turn; "
-            "run again with the same input (or an empty list) to go on from there"
-        )
+        stored = f"{session} holds the input and {self.stored_outputs} tool exchange{plural} of this turn"
+        if self.doubtful_items:
+            items = "item" if self.doubtful_items == 1 else f"{self.doubtful_items} items"
+            doubt = (
+                f"it is in doubt whether {session} holds the last {items} of this run, all or nothing: look at its "
+                "latest items before you run again"
+            )
+            return f"{stored}; {doubt}" if self.stored_outputs else doubt
+        if self.stored_outputs:
+            return f"{stored}; run again with the same input (or an empty list) to go on from there"
+        return f"nothing was added to {session}"
 
 
 def _tool_output_item(call: Item, output: ToolOutput, agent: Agent) -> RunItem:

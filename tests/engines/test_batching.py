@@ -11,7 +11,7 @@ import pytest
 from stepping import AsyncioCycleLoop, CycleLoop, cycle_loops, on_every_loop
 
 from agentmem.cancellation import UncancellableTask, despite_cancellation
-from agentmem.engines.batching import Batch, Batcher, Queue, QueueCounts
+from agentmem.engines.batching import Batch, Batcher, Job, Queue, QueueCounts
 
 pytestmark = pytest.mark.anyio
 
@@ -340,3 +340,40 @@ async def test_each_caller_is_woken_when_its_own_job_is_settled_not_when_the_bat
     batcher.settle([other])
     batcher.finish(sent[0])
     assert await second is other
+
+
+class Looked(Job[str]):
+    """A job that counts how often a queue looks whether it was withdrawn."""
+
+    looks = 0
+
+    @property
+    def is_withdrawn(self) -> bool:
+        Looked.looks += 1
+        return False
+
+    @is_withdrawn.setter
+    def is_withdrawn(self, value: bool) -> None:
+        pass
+
+
+async def test_jobs_that_wait_behind_one_key_are_looked_at_once_however_many_others_pass() -> None:
+    queue: Queue[str] = Queue(slots=2, max_batch_size=10, key=lambda work: work)
+    loop = asyncio.get_running_loop()
+    Looked.looks = 0
+    for _ in range(1000):
+        queue.add(Looked("held", loop.create_future()))
+    for _ in range(100):
+        held = queue.next_batch()
+        assert held is not None
+        queue.release(held)  # its jobs are set aside
+        for number in range(5):
+            queue.add(Job(f"other {number}", loop.create_future()))
+        others = queue.next_batch()
+        assert others is not None
+        assert len(others.jobs) == 5
+        queue.release(others)
+        for job in (*held.jobs, *others.jobs):
+            queue.settle(job)
+    assert queue.is_empty()
+    assert Looked.looks == 1000

@@ -11,6 +11,7 @@ import inspect
 import json
 import sqlite3
 import tempfile
+import warnings
 from collections.abc import Iterator
 from functools import partialmethod
 from pathlib import Path
@@ -531,6 +532,29 @@ async def test_ids_that_agentmem_refuses_stay_with_the_sdk_and_are_named(path: P
     assert rows(path, "SELECT count(*) FROM agentmem_sessions") == [(1,)]
     assert await get(path) == []
     assert len((await import_history(path)).skipped) == 4
+
+
+@pytest.mark.parametrize("call", ["pop", "append", "clear"])
+async def test_where_the_warning_of_refused_ids_is_an_error_the_write_is_not_done_and_the_next_one_is(
+    path: Path, call: str
+) -> None:
+    await sdk_add(path, ONE, TWO, THREE)
+    await sdk_add(path, ONE, session_id="")
+    session = AsyncSQLiteSession("user_123", path)
+    writes: dict[str, Any] = {
+        "pop": session.pop_item,
+        "append": lambda: session.add_items([ONE]),
+        "clear": session.clear_session,
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="1 sessions of the Agents SDK's"):
+            await writes[call]()
+        assert await session.get_items() == [ONE, TWO, THREE]
+        result = await writes[call]()
+        left = {"pop": [ONE, TWO], "append": [ONE, TWO, THREE, ONE], "clear": list[Item]()}
+        assert (result, await session.get_items()) == (THREE if call == "pop" else None, left[call])
+    await session.close()
 
 
 async def test_a_corrupt_row_is_taken_over_and_skipped_with_a_warning(path: Path) -> None:

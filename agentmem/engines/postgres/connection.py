@@ -18,6 +18,7 @@ import asyncpg
 from ...cancellation import despite_cancellation
 from ...lifecycle import around_fork
 from .errors import CLOSING_ERRORS
+from .url import has_option
 
 T = TypeVar("T")
 
@@ -120,8 +121,18 @@ async def in_own_task(work: Coroutine[Any, Any, T], *, is_cancelled_with_caller:
 
 
 async def connect(url: str, *, timeout_s: float, statement_cache_size: int) -> Connection:
-    """Open a connection of our own. A fork's child will leave it to this process."""
-    connection = await asyncpg.connect(url, timeout=timeout_s, statement_cache_size=statement_cache_size)
+    """Open a connection of our own. A fork's child will leave it to this process.
+
+    The server lists it under the URL's ``application_name``, else under that of the environment, as libpq does
+    (https://www.postgresql.org/docs/current/libpq-envars.html), else as agentmem's.
+    """
+    name = os.environ.get("PGAPPNAME") or "agentmem"
+    connection = await asyncpg.connect(
+        url,
+        timeout=timeout_s,
+        statement_cache_size=statement_cache_size,
+        server_settings=None if has_option(url, "application_name") else {"application_name": name},
+    )
     _own[connection] = asyncio.get_running_loop()
     return connection
 

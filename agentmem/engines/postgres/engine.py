@@ -10,14 +10,16 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, TypeVar, cast
 
 from ...checking import CheckReport, Progress
 from ...errors import StorageError
 from ..base import Engine, Reading
+from ..callbacks import CallbackFailed, guarded
 from ..operations import Append, Clear, Pop
 from ..pooled import PooledEngine
-from ..readings import MAX_INLINE_BYTES, SLICE_BYTES, Joined
+from ..readings import MAX_INLINE_BYTES, SLICE_BYTES, Joined, feed_joined
 from .check import check
 from .connection import BoundedConnection, loop_of
 from .database import checked_database
@@ -85,7 +87,7 @@ class PostgresEngine(PooledEngine[Pool]):
         pool = self.pool()
         if reading.first:
             joined = await self.submit(pool.newest, ReadNewest(session_id, reading.first), session_id)
-            if joined is None or not await _feed_joined(pool, reading, joined):
+            if joined is None or not await self._feed_joined(pool, reading, joined):
                 await self._read_slices(pool, session_id, reading)
         return reading.result()
 
@@ -101,7 +103,7 @@ class PostgresEngine(PooledEngine[Pool]):
             await self._on_own_connection(pool, pool.schema.require_tables)  # the pool's own would create the tables
         sql = pool.statements.sessions
         found = await self._query(pool, None, lambda connection: connection.fetch(sql, after or "", limit))
-        return [(session_id, length) for session_id, length in found]
+        return [(session_id, length) for session_id, length in pool.schema.without_version(found)]
 
     async def rows(self, session_id: str, start: int, limit: int) -> list[tuple[int, bytes]]:
         pool = self.pool()
@@ -109,14 +111,13 @@ class PostgresEngine(PooledEngine[Pool]):
         found = await self._query(
             pool, session_id, lambda connection: connection.fetch(sql, session_id, start, limit, SLICE_BYTES)
         )
-        return [(position, text) for position, text in found]
+        return [(position, text) for position, text in pool.schema.without_version(found)]
 
     async def check(self, progress: Progress | None = None) -> CheckReport:
         pool = self.pool()
 
         async def work(connection: BoundedConnection) -> CheckReport:
-            await pool.schema.require_tables(connection)
-            return await check(connection, pool.statements, pool.feeder, progress)
+            return await check(connection, pool.schema, pool.statements, pool.feeder, progress and guarded(progress))
 
         return await self._on_own_connection(pool, work)
 
@@ -176,10 +177,14 @@ class PostgresEngine(PooledEngine[Pool]):
         try:
             return await pool.on_own_connection(work)
         except Exception as error:
-            self.raise_mapped(error)
+            failure = error
+        self.raise_mapped(failure)
 
-
-async def _feed_joined(pool: Pool, reading: Reading[Any], joined: Joined) -> bool:
-    if reading.is_short and len(joined[0]) <= MAX_INLINE_BYTES:
-        return reading.feed_joined(*joined)
-    return await pool.feeder.in_thread(lambda: reading.feed_joined(*joined))
+    async def _feed_joined(self, pool: Pool, reading: Reading[Any], joined: Joined) -> bool:
+        if reading.is_short and len(joined[0]) <= MAX_INLINE_BYTES:
+            return reading.feed_joined(*joined)
+        try:
+            return await pool.feeder.in_thread(partial(feed_joined, reading, joined))
+        except CallbackFailed as error:
+            failure = error
+        self.raise_mapped(failure)

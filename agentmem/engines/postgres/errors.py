@@ -145,7 +145,8 @@ def map_error(error: BaseException, name: str, session_id: str | None = None) ->
         if error.in_doubt:
             return StorageError(
                 f"{subject}: the connection was lost while it was written ({_text(error.error)}), and no server would "
-                "say in time whether it was; look before you write it again, or raise busy_timeout_s"
+                "say in time whether it was; look before you write it again, or raise busy_timeout_s",
+                in_doubt=True,
             )
         error = error.error
     if isinstance(error, (asyncpg.PostgresError, asyncpg.PostgresWarning)):

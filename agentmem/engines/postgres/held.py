@@ -16,7 +16,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..batching import Batch, Batcher, Job
+from ..batching import Batcher, Job
 from .errors import LOCK_NOT_AVAILABLE, GaveUp, sqlstate_of
 from .writes import Write, Writer
 
@@ -67,9 +67,7 @@ class HeldSessions:
         """How many writes wait for them."""
         return sum(map(len, self._waiting.values()))
 
-    def set_aside(
-        self, batch: Batch[Write], jobs: Sequence[Job[Write]], deadline: float, error: Exception | None = None
-    ) -> None:
+    def set_aside(self, jobs: Sequence[Job[Write]], deadline: float, error: Exception | None = None) -> None:
         """Take these writes out of their batch, and have them wait for their sessions.
 
         Args:
@@ -77,10 +75,9 @@ class HeldSessions:
         """
         if not jobs:
             return
-        set_aside = set(jobs)
-        batch.jobs = [job for job in batch.jobs if job not in set_aside]
         is_running = bool(self._waiting)
         for job in jobs:
+            job.is_set_aside = True
             queue = self._waiting.setdefault(job.work.session_id, deque())
             queue.append(_HeldWrite(job, deadline, error or queue[-1].error))
         if not is_running:

@@ -9,10 +9,10 @@ from contextlib import suppress
 from typing import TypeVar
 
 from ...errors import AgentMemError
-from ..readings import ReadingFailed
+from ..callbacks import CallbackFailed
 from .connection import BoundedConnection, Connection, close, connect, hang_up, in_own_task, is_closed, terminate
 from .database import Database
-from .errors import READ_ONLY, ROLLED_BACK_STATES, GaveUp, may_succeed_elsewhere, sqlstate_of
+from .errors import CLOSING_ERRORS, READ_ONLY, ROLLED_BACK_STATES, GaveUp, may_succeed_elsewhere, sqlstate_of
 from .retry import Decision, Failure, Retries
 from .url import rotate_hosts
 
@@ -21,6 +21,9 @@ T = TypeVar("T")
 MAX_IDLE_S = 300.0
 """How long a connection may be idle before another one is opened instead, in seconds. Firewalls and load balancers
 silently drop idle connections, mostly after 350 or more."""
+
+AT_END_S = 1.0
+"""How long the last statement before a lane is closed may take, in seconds."""
 
 Work = Callable[[BoundedConnection], Awaitable[T]]
 """What a lane is to do on its connection. Where the connection is lost, it is done again on a new one."""
@@ -49,6 +52,10 @@ class Connector(ABC):
             timeout_s: how long that may take; at least 1 s is allowed for it.
             hosts_tried: how many of the URL's hosts have not answered in time.
         """
+
+    def has_one_at_hand(self) -> bool:
+        """Whether :meth:`connect` would return at once, without a new connection."""
+        return False
 
     @abstractmethod
     async def give_back(self, connection: Connection) -> None:
@@ -86,6 +93,9 @@ class CallersConnections(Connector):
     async def connect(self, timeout_s: float, hosts_tried: int) -> Connection:
         return await self._pool.acquire(timeout=max(timeout_s, 1.0))
 
+    def has_one_at_hand(self) -> bool:
+        return not self._pool.is_closing() and bool(self._pool.get_idle_size())
+
     async def give_back(self, connection: Connection) -> None:
         try:
             await self._pool.release(connection)
@@ -105,14 +115,20 @@ class Lane:
         connector: where the connections come from.
         loop: the event loop on which all of it happens.
         prepare: awaited on the connection before each attempt.
+        explain: awaited where the server refused an attempt; returns what is to be raised.
     """
 
     def __init__(
-        self, connector: Connector, loop: asyncio.AbstractEventLoop, prepare: Work[None] | None = None
+        self,
+        connector: Connector,
+        loop: asyncio.AbstractEventLoop,
+        prepare: Work[None] | None = None,
+        explain: Callable[[BoundedConnection, Exception], Awaitable[Exception]] | None = None,
     ) -> None:
         self._connector = connector
         self._loop = loop
         self._prepare = prepare
+        self._explain = explain
         self._connection: Connection = None
         self._used_at = 0.0
         self._hosts_tried = 0
@@ -136,9 +152,12 @@ class Lane:
                 result = await work(connection)
             except Exception as error:
                 failure = self._failure(error, connection)
+                explained = await self._explained(error, connection, failure)
                 await self._after_attempt(is_lost=failure.is_connection_lost)
                 decision = retries.decide(failure, self._loop.time())
                 if decision is Decision.RAISE:
+                    if explained is not error:
+                        raise explained from error
                     raise
                 if decision is Decision.GIVE_UP:
                     raise GaveUp(error, in_doubt=retries.in_doubt) from error
@@ -149,6 +168,28 @@ class Lane:
                 self._used_at = self._loop.time()
                 await self._after_attempt(is_lost=False)
                 return result
+
+    async def run_at_end(self, work: Work[None]) -> bool:
+        """Do `work` once, before the lane is closed, where there is a connection that needs no waiting for.
+
+        Returns:
+            Whether there was one. The work may have failed all the same: nobody waits for it.
+        """
+        is_idle = self._loop.time() - self._used_at > MAX_IDLE_S
+        if is_idle or (self._connection is None and not self._connector.has_one_at_hand()):
+            return False
+        is_lost = True
+
+        async def run() -> None:
+            if self._connection is None:
+                await self._connect(AT_END_S)
+            await work(BoundedConnection(self._connection, AT_END_S))
+
+        with suppress(*CLOSING_ERRORS):
+            await in_own_task(run())
+            is_lost = False
+        await self._after_attempt(is_lost=is_lost)
+        return True
 
     async def close(self) -> None:
         """Close its connection, if it has one."""
@@ -176,8 +217,15 @@ class Lane:
         # Stored by the task that connects: whoever waits for it may be cancelled meanwhile.
         self._connection = await self._connector.connect(timeout_s, self._hosts_tried)
 
+    async def _explained(self, error: Exception, connection: BoundedConnection | None, failure: Failure) -> Exception:
+        if self._explain is None or connection is None or failure.is_connection_lost:
+            return error
+        return await self._explain(connection, error)
+
     def _failure(self, error: Exception, connection: BoundedConnection | None) -> Failure:
-        is_lost = self._is_lost(error)
+        # An error of asyncpg's or Python's own in place of the server's answer to a commit says nothing about it.
+        is_unanswered = connection is not None and connection.commit_sent and not _is_answer(error)
+        is_lost = self._is_lost(error) or is_unanswered
         return Failure(
             # agentmem's own errors come from a look at the tables.
             had_connection=connection is not None or isinstance(error, AgentMemError),
@@ -191,7 +239,7 @@ class Lane:
         )
 
     def _is_lost(self, error: Exception) -> bool:
-        if isinstance(error, (AgentMemError, ReadingFailed)):
+        if isinstance(error, (AgentMemError, CallbackFailed)):
             return False  # it is not about the connection
         return may_succeed_elsewhere(error) or (self._connection is not None and is_closed(self._connection))
 
@@ -212,3 +260,8 @@ class Lane:
             terminate(connection)  # here, because the end of the event loop may cancel the task before it begins
         with suppress(ConnectionAbortedError):  # the end of the event loop has ended the connection, too
             await in_own_task(self._connector.give_back(connection))
+
+
+def _is_answer(error: Exception) -> bool:
+    """Whether the server has answered, or was asked nothing."""
+    return sqlstate_of(error) is not None or isinstance(error, (AgentMemError, CallbackFailed))

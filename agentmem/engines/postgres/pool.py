@@ -83,7 +83,7 @@ class Pool(LoopPool):
         super().__init__(database.pool_key, loop)
         self.statements = Statements(database.schema)
         self.schema = Schema(database, self.statements)
-        self.feeder = Feeder(self.statements, READERS)
+        self.feeder = Feeder(self.schema, self.statements, READERS)
         self.writes: Batcher[Write] = Batcher(
             self._send_writes,
             Queue(slots=WRITERS - 1, max_batch_size=MAX_WRITES, key=lambda write: write.session_id),
@@ -93,7 +93,8 @@ class Pool(LoopPool):
         self._database = database
         self._connector = connector_for(database)
         self._writers = [
-            Writer(self._new_lane(), self.statements, self.feeder, database.busy_timeout_s) for _ in range(WRITERS)
+            Writer(self._new_lane(), self.schema, self.statements, self.feeder, database.busy_timeout_s)
+            for _ in range(WRITERS)
         ]
         self._readers = [self._new_lane() for _ in range(READERS)]
         self._held = HeldSessions(self._writers[-1], self.writes, loop, self._start)
@@ -149,7 +150,7 @@ class Pool(LoopPool):
     # Opening and closing
 
     def _new_lane(self) -> Lane:
-        return Lane(self._connector, self.loop, self._prepare)
+        return Lane(self._connector, self.loop, self._prepare, self.schema.explain)
 
     async def _prepare(self, connection: BoundedConnection) -> None:
         """Have the schema created or upgraded, unless that was done."""
@@ -183,8 +184,17 @@ class Pool(LoopPool):
         await self.writes.drain()
         await self.newest.drain()
         await self.queries.drain()
+        await self._forget_writers()
         # All at once: a server that does not answer must not hold up the end once for each of them.
         await asyncio.gather(*(lane.close() for lane in self._lanes()))
+
+    async def _forget_writers(self) -> None:
+        """Remove the numbers of this pool's writers: nothing of theirs is under way that would be sent again."""
+        stored = {writer.stored_id: writer for writer in self._writers}
+        ids = [one for one in stored if one is not None]
+        for one in ids:
+            if await stored[one].forget(ids):
+                return
 
     def abandon(self) -> None:
         for lane in self._lanes():
@@ -223,7 +233,7 @@ class Pool(LoopPool):
         deadline = self.loop.time() + self._database.busy_timeout_s
         groups = Groups(batch.jobs, kind_of, size_of=size_bytes, max_size=MAX_GROUP_BYTES)
         for group in groups:
-            self._held.set_aside(batch, [job for job in group if job.work.session_id in self._held], deadline)
+            self._held.set_aside([job for job in group if job.work.session_id in self._held], deadline)
             ready = [job for job in group if job.work.session_id not in self._held]
             if not ready:
                 continue
@@ -235,7 +245,7 @@ class Pool(LoopPool):
                 is_held = sqlstate_of(error) == LOCK_NOT_AVAILABLE
                 held = await held_sessions(writer, ready) if is_held else set[str]()
                 if held:
-                    self._held.set_aside(batch, [job for job in ready if job.work.session_id in held], deadline, error)
+                    self._held.set_aside([job for job in ready if job.work.session_id in held], deadline, error)
                     groups.again([job for job in ready if job.work.session_id not in held])
                 elif groups.failed(ready, error):
                     self.writes.settle(ready)
@@ -251,7 +261,7 @@ class Pool(LoopPool):
         self.writes.settle([*group, *left])
 
     async def _read_newest(self, lane: Lane, batch: Batch[ReadNewest]) -> None:
-        results = await read_newest(lane, self.statements, [job.work for job in batch.jobs])
+        results = await read_newest(lane, self.schema, self.statements, [job.work for job in batch.jobs])
         for job, result in zip(batch.jobs, results, strict=True):
             job.result = result
         self.newest.settle(batch.jobs)

@@ -23,6 +23,7 @@ from ..base import Reading
 from ..readings import SLICE_BYTES, Joined, feed
 from .connection import BoundedConnection
 from .lane import Lane, Work
+from .schema import Schema
 from .statements import LAST_POSITION, Statements, array
 
 T = TypeVar("T")
@@ -46,8 +47,14 @@ class Query:
     run: Work[object]
 
 
-async def read_newest(lane: Lane, statements: Statements, wanted: Sequence[ReadNewest]) -> list[Joined | None]:
-    """The newest rows of each session; None where they are too long to come as one text."""
+async def read_newest(
+    lane: Lane, schema: Schema, statements: Statements, wanted: Sequence[ReadNewest]
+) -> list[Joined | None]:
+    """The newest rows of each session; None where they are too long to come as one text.
+
+    Raises:
+        SchemaVersionError: a newer agentmem has upgraded the tables.
+    """
     ids, counts = [one.session_id for one in wanted], array(one.count for one in wanted)
     try:
         rows = await lane.run(
@@ -55,7 +62,8 @@ async def read_newest(lane: Lane, statements: Statements, wanted: Sequence[ReadN
         )
     except (asyncpg.ProgramLimitExceededError, asyncpg.OutOfMemoryError):  # the server could not join them
         return [None] * len(wanted)
-    return [_joined(*row) for row in rows]
+    schema.refuse_newer(rows[0][3])
+    return [_joined(*row[:3]) for row in rows]
 
 
 def _joined(text: bytes | None, count: int, oldest: int | None) -> Joined | None:
@@ -66,11 +74,12 @@ class Feeder:
     """Feeds rows to readings, in threads.
 
     Args:
-        statements: of the database.
+        schema, statements: of the database.
         max_threads: how many readings are fed at a time.
     """
 
-    def __init__(self, statements: Statements, max_threads: int) -> None:
+    def __init__(self, schema: Schema, statements: Statements, max_threads: int) -> None:
+        self._schema = schema
         self._statements = statements
         self._threads = CapacityLimiter(max_threads)
 
@@ -84,11 +93,13 @@ class Feeder:
         """Feed a session's rows to `reading` from the newest on, inside the caller's transaction.
 
         Raises:
-            ReadingFailed: `reading` raised an error.
+            CallbackFailed: `reading` raised an error.
+            SchemaVersionError: a newer agentmem has upgraded the tables.
         """
         reading.restart()
         wanted, below = reading.first, LAST_POSITION
         while wanted:
-            rows = await connection.fetch(self._statements.rows_below, session_id, below, wanted, SLICE_BYTES)
+            found = await connection.fetch(self._statements.rows_below, session_id, below, wanted, SLICE_BYTES)
+            rows = self._schema.without_version(found)
             below = rows[-1][0] if rows else 0
             wanted = await self.in_thread(partial(feed, reading, rows, at_start=below == 0))

@@ -1,12 +1,20 @@
-"""The tables: their version, and how they are created and upgraded, whole or not at all."""
+"""The tables: their version, and how they are created and upgraded, whole or not at all.
+
+A newer agentmem may upgrade them while this one is connected. So each statement looks at their version, too: nothing is
+written where it is newer, and nothing that was read is returned. An upgrade first locks ``agentmem_schema``, so that no
+statement of an older agentmem is under way beside it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
 from zlib import crc32
 
-from ...errors import SchemaVersionError, StorageError
+from ...errors import SchemaVersionError, StorageCorruptError, StorageError
 from .connection import BoundedConnection
 from .database import Database
+from .errors import sqlstate_of
 from .statements import Statements, milliseconds, quoted
 
 SCHEMA_VERSION = 1
@@ -38,6 +46,9 @@ _STEPS = (
 )
 """The steps of an upgrade: the first brings an empty schema to version 1, and so on."""
 
+_OTHER_TABLES = frozenset({"0A", "22", "23", "42", "P0"})
+"""Classes of the SQLSTATEs that statements may meet on tables of another version: a column is gone, a rule is new."""
+
 _HAS_TABLES = """
     SELECT EXISTS (
         SELECT FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
@@ -67,11 +78,43 @@ class Schema:
         if not has_tables:
             return 0
         version = await connection.fetchval(self._in_schema("SELECT version FROM agentmem.agentmem_schema")) or 0
+        self.refuse_newer(version)
+        return int(version)
+
+    def refuse_newer(self, version: int | None) -> None:
+        """Refuse what a statement found or did, by the version of the tables that it saw.
+
+        Raises:
+            SchemaVersionError: the version is newer than this agentmem; nothing was written.
+            StorageCorruptError: there is no version any more; likewise.
+        """
+        if version is None:
+            raise StorageCorruptError(f"{self._database.name}: agentmem_schema has lost its row; restore a backup")
         if version > SCHEMA_VERSION:
             raise SchemaVersionError(
-                f"{name} has schema version {version}, this agentmem knows up to {SCHEMA_VERSION}; upgrade agentmem"
+                f"{self._database.name} has schema version {version}, this agentmem knows up to {SCHEMA_VERSION}; "
+                "upgrade agentmem"
             )
-        return int(version)
+
+    def without_version(self, found: Sequence[Any]) -> list[Any]:
+        """The rows of a statement that has the version of the tables in its first column, without it.
+
+        Raises:
+            SchemaVersionError, StorageCorruptError: as :meth:`refuse_newer` does.
+        """
+        self.refuse_newer(found[0][0] if found else None)
+        return [row[1:] for row in found if row[1] is not None]
+
+    async def explain(self, connection: BoundedConnection, error: Exception) -> Exception:
+        """What to raise for an error of the server's: itself, or that a newer agentmem has upgraded the tables."""
+        if (sqlstate_of(error) or "")[:2] in _OTHER_TABLES:
+            try:
+                await self.version(connection)
+            except SchemaVersionError as newer:
+                return newer
+            except Exception:  # noqa: S110  then `error` is what the caller gets
+                pass
+        return error
 
     async def require_tables(self, connection: BoundedConnection) -> None:
         """Do nothing where there are tables of agentmem's.
@@ -99,7 +142,10 @@ class Schema:
             # Looked at again under the lock: another process may have done it meanwhile.
             if not await connection.fetchval("SELECT true FROM pg_namespace WHERE nspname = $1", schema):
                 await connection.execute(f"CREATE SCHEMA {quoted(schema)}")
-            for step in _STEPS[await self.version(connection) :]:
+            version = await self.version(connection)
+            if version:  # writers of older versions look at it in their statements: they end before, or wait
+                await connection.execute(self._in_schema("LOCK agentmem.agentmem_schema IN ACCESS EXCLUSIVE MODE"))
+            for step in _STEPS[version:]:
                 await connection.execute(self._in_schema(step))
             set_version = self._in_schema("UPDATE agentmem.agentmem_schema SET version = $1")
             await connection.execute(set_version, SCHEMA_VERSION)

@@ -20,33 +20,62 @@ _SETTINGS = """
 
 _CLAIM = f"""
     INSERT INTO agentmem.agentmem_writers AS w (writer, number)
-    SELECT $3, $4 FROM (SELECT {_SETTINGS}) AS settings
+    SELECT $3, $4 FROM (SELECT {_SETTINGS}) AS settings, agentmem.agentmem_schema WHERE version <= $5
     ON CONFLICT (writer) DO UPDATE SET number = excluded.number, updated_at = now() WHERE w.number < excluded.number
     RETURNING true
 """  # noqa: S608  made of the constants above
-"""Store a transaction's number. Returns no row where that transaction was committed before."""
+"""Store a transaction's number. Returns no row where that transaction was committed before, and where the tables have a
+newer version than $5."""
+
+_BEGIN = f"""
+    WITH claimed AS ({_CLAIM}) SELECT version, EXISTS (SELECT FROM claimed) FROM agentmem.agentmem_schema
+"""  # noqa: S608  likewise
+"""The same as the first statement of a transaction; returns the version of the tables, and whether it stored it."""
 
 _APPEND = f"""
     WITH claimed AS ({_CLAIM}),
     ends AS (
         INSERT INTO agentmem.agentmem_sessions AS s (session_id, next_position)
-        SELECT session_id, size FROM claimed, unnest($5::text[], $6::text::bigint[]) AS wanted (session_id, size)
+        SELECT session_id, size FROM claimed, unnest($6::text[], $7::text::bigint[]) AS wanted (session_id, size)
         ORDER BY session_id COLLATE "C"
         ON CONFLICT (session_id)
             DO UPDATE SET next_position = s.next_position + excluded.next_position, updated_at = now()
         RETURNING s.session_id, s.next_position
+    ),
+    added AS (
+        INSERT INTO agentmem.agentmem_items (session_id, position, item)
+        SELECT session_id, next_position - before_end, item
+        FROM ends JOIN unnest($8::text[], $9::text::bigint[], $10::text[]) AS row (session_id, before_end, item)
+            USING (session_id)
     )
-    INSERT INTO agentmem.agentmem_items (session_id, position, item)
-    SELECT session_id, next_position - before_end, item
-    FROM ends
-        JOIN unnest($7::text[], $8::text::bigint[], $9::text[]) AS row (session_id, before_end, item) USING (session_id)
+    SELECT version FROM agentmem.agentmem_schema
 """  # noqa: S608  likewise
+"""Append rows to any number of sessions, and return the version of the tables. Writes nothing where that is newer."""
 
+_FORGET_OLD_WRITERS = """
+    WITH looked_at AS (
+        (SELECT writer, updated_at FROM agentmem.agentmem_writers WHERE writer >= $1 ORDER BY writer LIMIT 256)
+        UNION ALL
+        (SELECT writer, updated_at FROM agentmem.agentmem_writers WHERE writer < $1 ORDER BY writer LIMIT 256)
+    )
+    DELETE FROM agentmem.agentmem_writers WHERE writer IN (
+        SELECT writer FROM agentmem.agentmem_writers
+        WHERE writer IN (SELECT writer FROM looked_at WHERE updated_at < now() - interval '7 days')
+            AND updated_at < now() - interval '7 days'
+        FOR UPDATE SKIP LOCKED
+    ) AND (SELECT version FROM agentmem.agentmem_schema) <= $2
+"""
+"""Remove what killed processes have left, where it is among the rows that follow a random writer: so it costs the same
+for any number of rows, and in the long run each of them is looked at."""
+
+# Without a flush: where a crash of the server undoes it, the row is removed after a week.
 _FORGET_WRITERS = """
     DELETE FROM agentmem.agentmem_writers WHERE writer IN (
-        SELECT writer FROM agentmem.agentmem_writers WHERE updated_at < now() - interval '7 days' FOR UPDATE SKIP LOCKED
-    )
+        SELECT writer FROM agentmem.agentmem_writers WHERE writer = ANY($1::text[]::uuid[]) FOR UPDATE SKIP LOCKED
+    ) AND (SELECT version FROM agentmem.agentmem_schema) <= $2
+        AND set_config('synchronous_commit', 'off', true) IS NOT NULL
 """
+"""Remove writers that will send nothing more and wait for no answer."""
 
 _LOCK = """
     SELECT session_id FROM agentmem.agentmem_sessions WHERE session_id = ANY($1::text[]) ORDER BY session_id FOR UPDATE
@@ -73,7 +102,8 @@ _CLEAR = """
 
 # One row for each reading: a row costs the event loop as much as decoding its items does.
 _NEWEST_JOINED = """
-    SELECT CASE WHEN size <= $3 THEN convert_to(texts, 'UTF8') END, count, oldest
+    SELECT CASE WHEN size <= $3 THEN convert_to(texts, 'UTF8') END, count, oldest,
+        (SELECT version FROM agentmem.agentmem_schema)
     FROM unnest($1::text[], $2::text::bigint[]) WITH ORDINALITY AS wanted (id, max_count, place),
         LATERAL (
             SELECT
@@ -87,6 +117,11 @@ _NEWEST_JOINED = """
     ORDER BY place
 """
 
+# Each row has the version of the tables first; where there are none, there is one with the version alone.
+_WITH_VERSION = """
+    SELECT version, found.* FROM agentmem.agentmem_schema LEFT JOIN (%s) AS found ON true ORDER BY %s
+"""
+
 # The last row of a slice is the one with which its length passes the limit.
 _ROWS_BELOW = """
     SELECT position, convert_to(item, 'UTF8')
@@ -97,7 +132,7 @@ _ROWS_BELOW = """
             ORDER BY position DESC LIMIT $3
         ) AS slice
     ) AS measured
-    WHERE before < $4 ORDER BY position DESC
+    WHERE before < $4
 """
 
 _ROWS_FROM = """
@@ -109,7 +144,7 @@ _ROWS_FROM = """
             ORDER BY position LIMIT $3
         ) AS slice
     ) AS measured
-    WHERE before < $4 ORDER BY position
+    WHERE before < $4
 """
 
 _SESSIONS = """
@@ -120,7 +155,7 @@ _COUNT_ITEMS = "SELECT sum(next_position)::bigint FROM agentmem.agentmem_session
 
 _PAGE_OF_SESSIONS = """
     SELECT session_id, next_position FROM agentmem.agentmem_sessions
-    WHERE session_id > $1 AND ($2::text IS NULL OR session_id <= $2) ORDER BY session_id
+    WHERE session_id > $1 AND ($2::text IS NULL OR session_id <= $2) ORDER BY session_id LIMIT $3
 """
 
 _PAGE_OF_ITEMS = """
@@ -145,7 +180,8 @@ class Statements:
         self._schema = quoted(schema)
         # Writes
         self.append = self.in_schema(_APPEND)
-        self.claim = self.in_schema(_CLAIM)
+        self.begin = self.in_schema(_BEGIN)
+        self.forget_old_writers = self.in_schema(_FORGET_OLD_WRITERS)
         self.forget_writers = self.in_schema(_FORGET_WRITERS)
         self.lock = self.in_schema(_LOCK)
         self.held = self.in_schema(_HELD)
@@ -153,9 +189,9 @@ class Statements:
         self.clear = self.in_schema(_CLEAR)
         # Reads
         self.newest_joined = self.in_schema(_NEWEST_JOINED)
-        self.rows_below = self.in_schema(_ROWS_BELOW)
-        self.rows_from = self.in_schema(_ROWS_FROM)
-        self.sessions = self.in_schema(_SESSIONS)
+        self.rows_below = self.in_schema(_WITH_VERSION % (_ROWS_BELOW, "position DESC"))
+        self.rows_from = self.in_schema(_WITH_VERSION % (_ROWS_FROM, "position"))
+        self.sessions = self.in_schema(_WITH_VERSION % (_SESSIONS, "session_id"))
         # A check
         self.count_items = self.in_schema(_COUNT_ITEMS)
         self.page_of_sessions = self.in_schema(_PAGE_OF_SESSIONS)
@@ -172,7 +208,7 @@ def quoted(name: str) -> str:
 
 
 def append_values(appends: Iterable[tuple[str, Sequence[str]]]) -> tuple[list[str], str, list[str], str, list[str]]:
-    """The values of the ``append`` statement, after those of ``claim``.
+    """The values of the ``append`` statement, after those of ``begin``.
 
     Args:
         appends: session id and rows of each; a session may come more than once.

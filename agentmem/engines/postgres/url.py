@@ -37,6 +37,11 @@ def split_options(url: str) -> tuple[str, dict[str, str]]:
     return base + (mark + "&".join(rest) if rest else ""), options
 
 
+def has_option(url: str, name: str) -> bool:
+    """Whether a URL sets an option."""
+    return any(option == name for option, _ in parse_qsl(urlsplit(url).query, keep_blank_values=True))
+
+
 def without_password(url: str) -> str:
     """The URL for messages: without its password and its options."""
     scheme, _, rest = url.partition("?")[0].partition("://")

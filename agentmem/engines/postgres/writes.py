@@ -7,7 +7,8 @@ Rules kept here:
   waiting. Every group takes these locks in the order of session ids, so no two groups wait for each other.
 - Each writer numbers its transactions, and each transaction begins by storing its number (``agentmem_writers``). Where
   a connection is lost before the answer came, the same is sent again on a new one, with the same number: it waits for
-  the first attempt, if that is still under way, and does nothing if that was committed.
+  the first attempt, if that is still under way, and does nothing if that was committed. The row of a writer is removed
+  when its pool is closed; those of killed processes, after a week.
 - An item is stored as the text that it came as: ``jsonb`` would reorder keys and refuse ``\\u0000``.
 """
 
@@ -23,6 +24,7 @@ from ..operations import Append, Clear, Pop
 from .connection import BoundedConnection
 from .lane import Lane
 from .reads import Feeder
+from .schema import SCHEMA_VERSION, Schema
 from .statements import Statements, append_values, milliseconds
 
 LOCK_TIMEOUT_S = 0.2
@@ -37,8 +39,9 @@ the connection: else a process that was stopped in a pop would hold the session 
 Write = Append | Pop | Clear
 
 
-Claim = tuple[str, str, UUID, int]
-"""The values of the ``claim`` statement: two time limits, the writer, and the transaction's number."""
+Claim = tuple[str, str, UUID, int, int]
+"""The values of the ``begin`` statement: two time limits, the writer, the transaction's number, and the newest version
+of the tables that is known."""
 
 
 def kind_of(write: Write) -> str | None:
@@ -56,18 +59,33 @@ class Writer:
 
     Args:
         lane: its connections.
-        statements: of the database.
+        schema, statements: of the database.
         feeder: feeds what a pop reads.
         busy_timeout_s: how long a call may wait for a lock.
     """
 
-    def __init__(self, lane: Lane, statements: Statements, feeder: Feeder, busy_timeout_s: float) -> None:
+    def __init__(
+        self, lane: Lane, schema: Schema, statements: Statements, feeder: Feeder, busy_timeout_s: float
+    ) -> None:
         self.lane = lane
+        self._schema = schema
         self._statements = statements
         self._feeder = feeder
         self._busy_timeout_s = busy_timeout_s
         self._id = uuid4()
         self._number = 0  # of its newest transaction
+
+    @property
+    def stored_id(self) -> UUID | None:
+        """The id under which it has stored numbers; None where it has written nothing."""
+        return self._id if self._number else None
+
+    async def forget(self, ids: Sequence[UUID]) -> bool:
+        """Remove the numbers of writers that will send nothing more; False where no connection is at hand for it."""
+        values = [str(one) for one in ids], SCHEMA_VERSION
+        return await self.lane.run_at_end(
+            lambda connection: connection.execute(self._statements.forget_writers, *values)
+        )
 
     async def write(self, writes: Sequence[Write]) -> Sequence[object]:
         """Carry out writes with one :func:`kind_of` in one transaction, exactly once.
@@ -77,11 +95,13 @@ class Writer:
 
         Raises:
             GaveUp: no connection could do it in time.
+            SchemaVersionError: a newer agentmem has upgraded the tables; nothing was written.
             asyncpg.PostgresError: nothing was written; ``LOCK_NOT_AVAILABLE`` where another connection holds one of the
                 sessions for longer than `LOCK_TIMEOUT_S`.
         """
         if not self._number:  # with its first write; what such old writers have sent is long since settled
-            await self.lane.run(lambda connection: connection.execute(self._statements.forget_writers))
+            forget = self._statements.forget_old_writers
+            await self.lane.run(lambda connection: connection.execute(forget, self._id, SCHEMA_VERSION))
         self._number += 1
         lock_timeout_s = min(LOCK_TIMEOUT_S, self._busy_timeout_s)
         claim: Claim = (
@@ -89,6 +109,7 @@ class Writer:
             milliseconds(IDLE_IN_TRANSACTION_TIMEOUT_S),
             self._id,
             self._number,
+            SCHEMA_VERSION,
         )
         first = writes[0]
         if isinstance(first, Pop):
@@ -113,7 +134,7 @@ class Writer:
 
     async def _append(self, claim: Claim, values: Sequence[object], connection: BoundedConnection) -> None:
         connection.commit_sent = True  # the statement commits by itself
-        await connection.execute(self._statements.append, *claim, *values)
+        self._schema.refuse_newer(await connection.fetchval(self._statements.append, *claim, *values))
 
     async def _clear(self, claim: Claim, ids: Sequence[str], connection: BoundedConnection) -> None:
         async with self._claimed(connection, claim) as is_new:
@@ -136,5 +157,7 @@ class Writer:
     async def _claimed(self, connection: BoundedConnection, claim: Claim) -> AsyncIterator[bool]:
         """A transaction that has stored its number; False where an earlier attempt with this number was committed."""
         async with connection.transaction("READ COMMITTED"):
-            yield bool(await connection.fetchval(self._statements.claim, *claim))
+            begun = await connection.fetchrow(self._statements.begin, *claim)
+            self._schema.refuse_newer(begun and begun[0])
+            yield bool(begun[1])
             connection.commit_sent = True

@@ -18,6 +18,7 @@ from ...checking import CheckReport, Progress
 from ...errors import SessionClosedError, StorageError
 from ...reading import TailReading
 from ..base import Engine, Reading, check_busy_timeout
+from ..callbacks import CallbackFailed, guarded
 from ..pooled import PooledEngine
 from ..readings import Joined
 from .backup import back_up
@@ -134,7 +135,7 @@ class SQLiteEngine(PooledEngine[Pool]):
         return await self.submit(self.pool().reads, operation, operation.session_id)
 
     async def check(self, progress: Progress | None = None) -> CheckReport:
-        return await self._on_snapshot(lambda snapshot: check(snapshot, self.name, progress))
+        return await self._on_snapshot(lambda snapshot: check(snapshot, self.name, progress and guarded(progress)))
 
     async def backup(self, path: str | os.PathLike[str]) -> None:
         target = database_path(path)
@@ -185,8 +186,9 @@ class SQLiteEngine(PooledEngine[Pool]):
                 return await work.result()
             finally:
                 self._snapshots.discard(work)
-        except sqlite3.Error as error:
-            raise map_error(error, self.name) from error
+        except (sqlite3.Error, CallbackFailed) as error:
+            failure = error
+        self.raise_mapped(failure)
 
     async def _on_memory(self, memory: MemoryDatabase, function: Callable[[Snapshot], T]) -> T:
         self.pool()  # raises in a child process that got it by a fork

@@ -229,12 +229,13 @@ class Pool(LoopPool):
     # Running, in a connection's thread
 
     def _run_writes(self, connection: Connection, origin: Origin, batch: Batch[Write]) -> None:
-        # Looked at after the commit: the file can be deleted at any time before it, and then nothing was stored.
-        run_writes(connection, origin, batch, confirm=self.check_file)
+        self.check_file()
+        # Looked at again after the commit: the file can be deleted at any time before it.
+        run_writes(connection, origin, batch, self.database.name, confirm=self.check_file)
 
     def _run_reads(self, connection: Connection, origin: Origin, batch: Batch[Read]) -> None:
         self.check_file()
-        run_reads(connection, origin, batch)
+        run_reads(connection, origin, batch, self.database.name)
 
     def check_file(self) -> None:
         """Check that the file and its WAL are those that were opened, if any were.

@@ -30,6 +30,7 @@ from ...cancellation import despite_cancellation
 from ...errors import StorageError
 from ...event_loop import running_loop
 from ...lifecycle import around_fork, register_own_thread, when_program_ends
+from ..callbacks import CallbackFailed
 from .file import warn_of_other_names
 from .lineage import refuse_foreign_wal
 
@@ -260,6 +261,8 @@ class SnapshotWork(Generic[T]):
         try:
             with snapshot.reading():
                 return self._function(snapshot)
+        except CallbackFailed:
+            raise  # the caller's own error, whatever the file is like by now
         except Exception as error:
             if snapshot.has_changed():
                 raise _FileChanged from error

@@ -68,12 +68,22 @@ class TakeoverEngine(SQLiteEngine):
         """Take over the SDK's new rows, once on each pool. Used before reads; writes do it by themselves."""
         if (pool := self.pool()) not in self._up_to_date:
             if await super().query(HasNewRows(self._tables)):
-                await self._take_over_and_write(pool)
+                await self._take_over(pool)
             self._up_to_date.add(pool)
 
-    async def _take_over_and_write(self, pool: Pool, operation: Write | None = None) -> object:
-        combined = TakeOverAndWrite(self._tables, operation)
-        done, result = cast("tuple[Takeover, object]", await super().write(combined))
+    async def _take_over_and_write(self, pool: Pool, operation: Write) -> object:
+        try:
+            result = await super().write(TakeOverAndWrite(self._tables, operation))
+        except SessionsToWarnOf:
+            pass
+        else:
+            self._up_to_date.add(pool)
+            return result
+        await self._take_over(pool)
+        return await super().write(operation)
+
+    async def _take_over(self, pool: Pool) -> None:
+        done = cast(Takeover, await super().write(TakeOver(self._tables)))
         self._up_to_date.add(pool)
         if done.skipped:
             warnings.warn(
@@ -81,7 +91,6 @@ class TakeoverEngine(SQLiteEngine):
                 f"stay with the SDK: {', '.join(done.skipped[:10])}",
                 stacklevel=2,
             )
-        return result
 
 
 async def import_into(engine: SQLiteEngine, path: str, tables: SDKTables) -> Takeover:
@@ -116,26 +125,48 @@ class ImportHistory:
 
 
 @dataclass(frozen=True, slots=True)
+class TakeOver:
+    """Take over the SDK's new rows."""
+
+    is_alone: ClassVar[bool] = False
+    session_id: ClassVar[None] = None
+    tables: SDKTables
+
+    def apply(self, raw: sqlite3.Connection, now: float) -> Takeover:
+        upgrade(raw)
+        return take_over(raw, self.tables, now)
+
+
+class SessionsToWarnOf(Exception):  # noqa: N818  the engine catches it
+    """There are sessions that cannot be taken over. Nothing was written."""
+
+
+@dataclass(frozen=True, slots=True)
 class TakeOverAndWrite:
-    """Take over the SDK's new rows, then do a write, if there is one, in the same transaction."""
+    """Take over the SDK's new rows, then do a write in the same transaction.
+
+    Where the takeover has something to warn of, nothing is done, because the warning may be raised as an error: after
+    the commit the write's result would be lost with it.
+    """
 
     tables: SDKTables
-    write: Write | None = None
+    write: Write
 
     @property
     def is_alone(self) -> bool:
         """Whether the write needs a transaction of its own."""
-        return self.write is not None and self.write.is_alone
+        return self.write.is_alone
 
     @property
     def session_id(self) -> str | None:
         """The session of the write."""
-        return None if self.write is None else self.write.session_id
+        return self.write.session_id
 
-    def apply(self, raw: sqlite3.Connection, now: float) -> tuple[Takeover, object]:
+    def apply(self, raw: sqlite3.Connection, now: float) -> object:
         upgrade(raw)
-        done = take_over(raw, self.tables, now)
-        return done, None if self.write is None else self.write.apply(raw, now)
+        if take_over(raw, self.tables, now).skipped:
+            raise SessionsToWarnOf
+        return self.write.apply(raw, now)
 
 
 @dataclass(frozen=True, slots=True)

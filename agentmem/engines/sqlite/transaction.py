@@ -4,6 +4,7 @@ Rules kept here:
 
 - A group of writes is one transaction. When it fails, each write is tried in a transaction of its own, so that one that
   cannot succeed fails alone; only a lock held by another process fails all that are left at once.
+- Nothing is written to a database that a newer agentmem has upgraded meanwhile, and nothing read from it is returned.
 - A write is acknowledged when its transaction is committed and the file is still the one at its path.
 """
 
@@ -15,9 +16,11 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any, cast
 
+from ...errors import SchemaVersionError, StorageError
 from ..batching import Batch, Groups, Job
 from .connection import Connection, Origin
 from .errors import BUSY, primary_code
+from .schema import refuse_newer
 from .statements import Append, Read, Write, append_all
 
 GROUP_BYTES = 4 * 1024 * 1024
@@ -28,6 +31,9 @@ QUICK_GROUP_BYTES = 128 * 1024
 
 ROW_BYTES = 64
 """What a row counts beside its text: inserting one of some bytes takes as long as copying some hundred."""
+
+
+_IN_DOUBT = "this write was committed to what was open: look whether it is stored before you write it again"
 
 
 class Transaction:
@@ -80,21 +86,26 @@ class Transaction:
             self._raw.execute("BEGIN IMMEDIATE")
 
 
-def run_writes(connection: Connection, origin: Origin, batch: Batch[Write], confirm: Callable[[], None]) -> None:
+def run_writes(
+    connection: Connection, origin: Origin, batch: Batch[Write], name: str, confirm: Callable[[], None]
+) -> None:
     """Carry out a batch of writes.
 
     Args:
-        confirm: raises after a commit where what was committed must not be acknowledged.
+        name: the path of the database, for messages.
+        confirm: raises after a commit where what was committed must not be acknowledged, because the file is not the
+            one at its path any more. The writes are in doubt then.
     """
     groups = Groups(batch.jobs, _kind_of, size_of=size_bytes, max_size=GROUP_BYTES)
     for group in groups:
         if not _is_quick(group):
             connection.report()
         try:
-            results = _write(connection, [job.work for job in group])
+            results = _write(connection, [job.work for job in group], name)
         except Exception as error:
-            if isinstance(error, sqlite3.Error) and primary_code(error) == BUSY:
-                # Each would wait for the same lock, one after the other.
+            is_busy = isinstance(error, sqlite3.Error) and primary_code(error) == BUSY
+            if is_busy or isinstance(error, SchemaVersionError):
+                # Each would meet the same; a lock, after the same wait.
                 connection.settle(origin, batch, groups.failed_for_all(group, error))
             elif groups.failed(group, error):
                 connection.settle(origin, batch, group)
@@ -102,20 +113,31 @@ def run_writes(connection: Connection, origin: Origin, batch: Batch[Write], conf
         try:
             confirm()
         except Exception as error:
+            in_doubt = StorageError(f"{error}; {_IN_DOUBT}", in_doubt=True)
+            in_doubt.__cause__ = error
             for job in group:
-                job.error = error
+                job.error = in_doubt
         else:
             groups.succeeded(group, results)
         connection.settle(origin, batch, group)
 
 
-def run_reads(connection: Connection, origin: Origin, batch: Batch[Read]) -> None:
-    """Carry out a batch of reads; each is one statement, so it sees one state of the database."""
+def run_reads(connection: Connection, origin: Origin, batch: Batch[Read], name: str) -> None:
+    """Carry out a batch of reads; each is one statement, so it sees one state of the database.
+
+    Args:
+        name: the path of the database, for messages.
+    """
     connection.report()  # in memory, writes run on the same connection
     for job in batch.jobs:
         try:
             job.result = job.work.apply(connection.raw)
         except Exception as error:
+            job.error = error
+    try:
+        refuse_newer(connection.raw, name)  # after the reads, which may have met tables of another version
+    except Exception as error:
+        for job in batch.jobs:
             job.error = error
     connection.settle(origin, batch, batch.jobs)
 
@@ -139,11 +161,12 @@ def _is_quick(group: Sequence[Job[Any]]) -> bool:
     )
 
 
-def _write(connection: Connection, writes: Sequence[Write]) -> list[object]:
+def _write(connection: Connection, writes: Sequence[Write], name: str) -> list[object]:
     """Do these writes in one transaction."""
     raw, now = connection.raw, time.time()
     results: list[object] = []
     with Transaction(connection):
+        refuse_newer(raw, name)
         if connection.checkpoints is not None:
             connection.checkpoints.begin(raw)
         for are_appends, run in groupby(writes, lambda write: isinstance(write, Append)):

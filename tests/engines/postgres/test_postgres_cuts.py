@@ -17,6 +17,7 @@ from tcp_proxy import TcpProxy
 from agentmem import AsyncSessionStore
 from agentmem.errors import StorageError
 from agentmem.items import Item
+from agentmem.runner import Agent, OfflineModel, Runner
 
 pytestmark = pytest.mark.anyio
 
@@ -200,8 +201,9 @@ async def test_a_call_whose_first_attempt_does_not_end_in_time_says_that_it_is_i
                 call = asyncio.create_task(operation(store, "user_1"))
                 await wait_for_waiters(postgres, 1, "IPC")
                 proxy.cut()
-                with pytest.raises(StorageError, match="look before you write it again"):
+                with pytest.raises(StorageError, match="look before you write it again") as raised:
                     await call
+            assert raised.value.in_doubt
             await store.session("next").add_items(numbered(0))
     assert all_stored(postgres) == {f"user_1{rest}": items for rest, items in after.items()} | {"next": numbered(0)}
 
@@ -230,6 +232,83 @@ async def test_a_call_whose_connection_is_cut_while_it_waits_for_a_lock_is_carri
     for rest, items in after.items():
         many[f"user_1{rest}"] = many.get(f"user_1{rest}", []) + items
     assert all_stored(postgres) == many
+
+
+@pytest.mark.parametrize("name", ["append", "pop", "clear"])
+async def test_a_call_that_is_cancelled_while_it_commits_tells_in_the_cause_that_it_is_in_doubt(
+    postgres: PostgresServer, name: str
+) -> None:
+    operation, _, _ = COMMITS[name]
+    await fill(postgres, ["user_1"])
+    with TcpProxy(postgres.port) as proxy:
+        async with opened(postgres, proxy, "url", busy_timeout_s=0.5) as store:
+            await store.session("warm").clear_session()
+            with commits_held(postgres):
+                call = asyncio.create_task(operation(store, "user_1"))
+                await wait_for_waiters(postgres, 1, "IPC")
+                call.cancel()
+                proxy.cut()
+                with pytest.raises(asyncio.CancelledError) as raised:
+                    await call
+            assert isinstance(raised.value.__cause__, StorageError)
+            assert raised.value.__cause__.in_doubt
+
+
+async def test_a_run_whose_append_is_in_doubt_does_not_say_that_nothing_was_added(postgres: PostgresServer) -> None:
+    agent = Agent("Assistant", "Answer.", model=OfflineModel())
+    with TcpProxy(postgres.port) as proxy:
+        async with opened(postgres, proxy, "url", busy_timeout_s=0.5) as store:
+            await store.session("warm").clear_session()
+            with commits_held(postgres):
+                run = asyncio.create_task(Runner.run(agent, "Hello", session=store.session("user_1")))
+                await wait_for_waiters(postgres, 1, "IPC")
+                proxy.cut()
+                with pytest.raises(StorageError, match="doubt whether the session 'user_1' holds the last 2") as raised:
+                    await run
+            assert raised.value.in_doubt
+            assert "nothing was added" not in str(raised.value)
+    assert len(all_stored(postgres)["user_1"]) == 2
+
+
+def stumbling_connection() -> Any:
+    """A class of connections that raise an error of their own once the server has answered to the first commit."""
+    import asyncpg
+
+    class Stumbling(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no type annotations
+        stumbles = 0
+
+        async def execute(self, query: str, *args: Any, **options: Any) -> Any:
+            return self._stumble(query, await super().execute(query, *args, **options))
+
+        async def fetchval(self, query: str, *args: Any, **options: Any) -> Any:
+            return self._stumble(query, await super().fetchval(query, *args, **options))
+
+        def _stumble(self, query: str, result: Any) -> Any:
+            commits = query == "COMMIT" or 'INTO "agentmem".agentmem_items' in query
+            if commits and not Stumbling.stumbles:
+                Stumbling.stumbles += 1
+                raise asyncpg.InternalClientError("the answer is not understood")
+            return result
+
+    return Stumbling
+
+
+@pytest.mark.parametrize("name", ["append", "pop", "clear"])
+async def test_a_call_whose_answer_the_driver_does_not_understand_is_carried_out_once(
+    postgres: PostgresServer, name: str
+) -> None:
+    import asyncpg
+
+    operation, result, after = OPERATIONS[name]
+    await fill(postgres, ["user_1"])
+    stumbling = stumbling_connection()
+    async with (
+        asyncpg.create_pool(postgres.url, min_size=0, connection_class=stumbling) as pool,
+        AsyncSessionStore(pool) as store,
+    ):
+        assert await operation(store, "user_1") == result
+    assert stumbling.stumbles == 1
+    assert all_stored(postgres) == {f"user_1{rest}": items for rest, items in after.items()}
 
 
 async def test_a_pop_that_is_tried_again_returns_nothing_of_what_was_cleared_meanwhile(

@@ -165,11 +165,13 @@ async def test_where_nobody_answers_any_more_each_call_ends_in_time_and_a_write_
         await session.get_items()
         with silence(postgres, proxy, way), monkeypatch.context() as impatient:
             impatient.setattr("agentmem.engines.postgres.retry.ANSWER_TIMEOUT_S", 0.1)
-            with pytest.raises(StorageError, match="look before you write it again"):
+            with pytest.raises(StorageError, match="look before you write it again") as raised:
                 await session.add_items(numbered(3))
+            assert raised.value.in_doubt
             for name in ("append", "read"):  # on connections that are still to be made
-                with pytest.raises(StorageBusyError, match="in time; try again or raise busy_timeout_s"):
+                with pytest.raises(StorageBusyError, match="in time; try again or raise busy_timeout_s") as certain:
                     await CALLS[name](session)
+                assert not certain.value.in_doubt
         # What was in doubt may still arrive, until the server has seen the end of those connections.
         await until(lambda: proxy.connections == 0 and not left_open(postgres))
         items = await session.get_items()

@@ -232,7 +232,7 @@ async def test_only_small_appends_keep_the_news_of_the_commit_before_waiting(
     def second(connection: Connection, sent: Sent) -> None:
         raw = connection.raw
         raw.set_trace_callback(lambda statement: statements.append((statement, connection.has_unreported())))
-        run_writes(connection, sent, sent.batch, confirm=lambda: None)
+        run_writes(connection, sent, sent.batch, "sessions.db", confirm=lambda: None)
         raw.set_trace_callback(None)
 
     both_sent = threading.Event()
@@ -258,7 +258,7 @@ async def test_each_write_is_told_of_before_a_large_one_of_its_own_batch_begins(
                 told.append(connection.has_unreported())
 
         connection.raw.set_trace_callback(trace)
-        run_writes(connection, sent, sent.batch, confirm=lambda: None)
+        run_writes(connection, sent, sent.batch, "sessions.db", confirm=lambda: None)
         connection.raw.set_trace_callback(None)
 
     prepare = partial(prepare_writer, name=str(path), busy_timeout_s=5.0, durability="full", accepts_sdk_file=False)
@@ -352,7 +352,7 @@ async def _connect_writer(path: Path) -> Connection:
 
 
 def _write(connection: Connection, sent: Sent) -> None:
-    run_writes(connection, sent, sent.batch, confirm=lambda: None)
+    run_writes(connection, sent, sent.batch, "sessions.db", confirm=lambda: None)
 
 
 async def test_writes_whose_bookkeeping_fails_once_they_are_committed_are_not_written_twice(path: Path) -> None:
