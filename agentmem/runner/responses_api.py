@@ -16,7 +16,7 @@ from pydantic_core import to_json
 
 from ..errors import ModelError
 from ..items import Item
-from .client import shared_client
+from .client import shared_client, shown_url
 from .model import Model, ModelRequest, ModelResponse, Usage
 
 if TYPE_CHECKING:
@@ -97,7 +97,8 @@ class OpenAIResponsesModel:
             to_dict = getattr(response, "to_dict", None)
             if not callable(to_dict):  # openai returns the text of an answer that is not JSON
                 raise ModelError(
-                    f"{self.model}: the answer of {client.base_url} is not JSON; is it the URL of a Responses API?"
+                    f"{self.model}: the answer of {shown_url(client.base_url)} is not JSON; is it the URL of a "
+                    "Responses API?"
                 )
             return self._to_model_response(to_dict(mode="json", warnings=False))
 
@@ -124,7 +125,7 @@ class OpenAIResponsesModel:
                 elif event.type == "error":
                     raise ModelError(f"{self.model}: the stream failed ({event.code}: {event.message})")
             raise ModelError(
-                f"{self.model}: the stream of {client.base_url} ended before the answer did; "
+                f"{self.model}: the stream of {shown_url(client.base_url)} ended before the answer did; "
                 "does the server stream the Responses API?"
             )
 
@@ -229,7 +230,7 @@ def _describe_error(error: Exception, client: AsyncOpenAI) -> str:
     status = getattr(error, "status_code", None)
     if status is None:
         reason = f" ({error.__cause__})" if error.__cause__ is not None else ""
-        return f"no answer from {client.base_url}: {type(error).__name__}: {error}{reason}"
+        return f"no answer from {shown_url(client.base_url)}: {type(error).__name__}: {error}{reason}"
     body = getattr(error, "body", None)
     message = body.get("message") if isinstance(body, dict) else None
-    return f"{client.base_url} answered {status}: {message or error}"
+    return f"{shown_url(client.base_url)} answered {status}: {message or error}"
