@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import threading
 import weakref
 from collections.abc import AsyncGenerator
@@ -67,7 +68,7 @@ async def shared_client() -> AsyncOpenAI:
         try:
             client = await call_in_thread(partial(_create_client, key, base_url or _DEFAULT_BASE_URL))
         except Exception as error:
-            raise ModelError(f"no client for {base_url or _DEFAULT_BASE_URL}: {error}") from error
+            raise ModelError(f"no client for {shown_url(base_url or _DEFAULT_BASE_URL)}: {error}") from error
         if environment in clients:
             await client.close()  # another task of this loop was faster
         else:
@@ -75,6 +76,11 @@ async def shared_client() -> AsyncOpenAI:
             clients[environment] = (client, closer)
             await closer.__anext__()
     return clients[environment][0]
+
+
+def shown_url(url: object) -> str:
+    """Return a URL for messages: without the user and the password that may stand before its host."""
+    return re.sub(r"(?<=://)[^/?#]*@", "", str(url))
 
 
 def _create_client(key: str, base_url: str) -> AsyncOpenAI:

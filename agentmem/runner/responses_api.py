@@ -18,7 +18,7 @@ from pydantic_core import to_json
 
 from ..errors import ModelError
 from ..items import Item
-from .client import shared_client
+from .client import shared_client, shown_url
 from .model import Model, ModelRequest, ModelResponse, Usage
 from .reasoning import (
     ENCRYPTED_CONTENT,
@@ -114,7 +114,8 @@ class OpenAIResponsesModel:
             to_dict = getattr(response, "to_dict", None)
             if not callable(to_dict):  # openai returns the text of an answer that is not JSON
                 raise ModelError(
-                    f"{self.model}: the answer of {client.base_url} is not JSON; is it the URL of a Responses API?"
+                    f"{self.model}: the answer of {shown_url(client.base_url)} is not JSON; is it the URL of a "
+                    "Responses API?"
                 )
             return self._to_model_response(to_dict(mode="json", warnings=False))
 
@@ -142,7 +143,7 @@ class OpenAIResponsesModel:
                     advice = advice_for_refusal(f"{event.code}: {event.message}", request.input)
                     raise ModelError(f"{self.model}: the stream failed ({event.code}: {event.message}){advice}")
             raise ModelError(
-                f"{self.model}: the stream of {client.base_url} ended before the answer did; "
+                f"{self.model}: the stream of {shown_url(client.base_url)} ended before the answer did; "
                 "does the server stream the Responses API?"
             )
 
@@ -282,10 +283,10 @@ def _describe_error(error: Exception, client: AsyncOpenAI) -> str:
     status = getattr(error, "status_code", None)
     if status is None:
         reason = f" ({error.__cause__})" if error.__cause__ is not None else ""
-        return f"no answer from {client.base_url}: {type(error).__name__}: {error}{reason}"
+        return f"no answer from {shown_url(client.base_url)}: {type(error).__name__}: {error}{reason}"
     body = getattr(error, "body", None)
     message = body.get("message") if isinstance(body, dict) else None
-    description = f"{client.base_url} answered {status}: {message or error}"
+    description = f"{shown_url(client.base_url)} answered {status}: {message or error}"
     if status in (404, 405) and not _names_what_was_sent(str(message or error), error):
         return f"{description}; {_MAY_NOT_SPEAK}"
     return description

@@ -410,3 +410,12 @@ async def test_a_model_with_a_client_is_copied_with_it_and_refuses_to_be_pickled
 def test_a_model_without_a_client_is_pickled() -> None:
     twin = pickle.loads(pickle.dumps(OpenAIResponsesModel("test-model", settings={"store": False})))
     assert vars(twin) == vars(OpenAIResponsesModel("test-model", settings={"store": False}))
+
+
+async def test_a_password_in_the_base_url_is_not_shown_where_the_server_fails(server: ResponsesServer) -> None:
+    url = server.url.replace("://", "://me:hunter2@")
+    async with openai.AsyncOpenAI(api_key="k", base_url=url, max_retries=0) as client:
+        server.fail(500, "broken")
+        with pytest.raises(ModelError, match=r"127\.0\.0\.1") as raised:
+            await OpenAIResponsesModel("test-model", client).respond(HELLO)
+        assert "hunter2" not in str(raised.value)
