@@ -38,7 +38,6 @@ CALL_OF = {
 ``ResponseInputItemParam``)."""
 
 _CALLS = frozenset(CALL_OF.values())
-_ASYNC_KINDS = frozenset({"function_call", "custom_tool_call"})
 _INPUT_ROLES = frozenset({"user", "system", "developer"})
 
 _Cap = Annotated[int, Field(strict=True, ge=0)]
@@ -158,7 +157,7 @@ def is_async_call(item: Item) -> bool:
     It may come in any later request, and until then the call is sent without one
     (https://developers.openai.com/api/docs/guides/async-tool-calling).
     """
-    return item.get("async") is True and _kind(item) in _ASYNC_KINDS
+    return item.get("async") is True and is_call(item)
 
 
 def is_output(item: Item) -> bool:

@@ -975,11 +975,9 @@ def test_the_output_of_an_asynchronous_call_is_never_replayed_without_it() -> No
     assert whole_exchanges(history[1:]) == [history[1], history[3]]
 
 
-def test_only_true_makes_a_call_asynchronous_and_only_the_calls_of_the_applications_tools() -> None:
+def test_only_true_makes_a_call_asynchronous() -> None:
     for value in (False, None, 1, "true"):
         assert whole_exchanges([call("function_call", **{"async": value})]) == []
-    for kind in OUTPUT_KIND.keys() - {"function_call", "custom_tool_call"}:
-        assert whole_exchanges([call(kind, **{"async": True})]) == []
 
 
 @given(histories())

@@ -271,7 +271,6 @@ async def test_a_program_runs_in_run_sync(server: ResponsesServer, agent: Agent,
         ([custom_call(**ASYNC), message("x")], False),
         ([custom_call(**ASYNC), custom_call("custom_2")], True),
         ([custom_call(**ASYNC), {"type": "computer_call", "call_id": "k1", "id": "k"}], True),
-        ([{"type": "computer_call", "call_id": "k1", "id": "k", "async": True}], True),  # no such kind is asynchronous
         ([{**custom_call(), "async": "yes"}], True),
         ([{**custom_call(), "async": False}], True),
         ([{"type": "mcp_approval_request", "id": "r1"}, message("x")], True),
