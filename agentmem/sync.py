@@ -18,7 +18,7 @@ from .blocking import close_blocking, run_blocking
 from .checking import CheckReport, Progress
 from .copying import CopyReport
 from .replay import SessionSettings
-from .session import AsyncPostgresSession, AsyncSession, AsyncSQLiteSession
+from .session import AsyncPostgresSession, AsyncSession, AsyncSQLiteSession, plain_items
 from .store import AsyncSessionStore
 
 
@@ -67,7 +67,7 @@ class Session:
 
         See :meth:`agentmem.AsyncSession.add_items`.
         """
-        run_blocking(self.async_session.add_items, items)
+        run_blocking(self.async_session.add_items, plain_items(self.async_session, items))
 
     def pop_item(self) -> Any | None:
         """Remove and return the newest item; return None if there is none.
@@ -207,7 +207,7 @@ class SessionStore:
 
         See :meth:`agentmem.AsyncSessionStore.backup`.
         """
-        run_blocking(self.async_store.backup, path)
+        run_blocking(self.async_store.backup, os.fspath(path))
 
     def copy_to(self, other: SessionStore, *, progress: Progress | None = None) -> CopyReport:
         """Copy every session to another store, on any kind of database. Reads and writes of this store go on meanwhile.

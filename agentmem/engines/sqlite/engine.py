@@ -11,9 +11,11 @@ import asyncio
 import os
 import sqlite3
 from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Future
+from contextlib import closing
 from typing import Any, Literal, TypeVar, cast
 
-from ...cancellation import UncancellableTask, despite_cancellation
+from ...cancellation import despite_cancellation
 from ...checking import CheckReport, Progress
 from ...errors import SessionClosedError, StorageError
 from ...reading import TailReading
@@ -27,7 +29,7 @@ from .errors import map_error
 from .memory import MemoryDatabase
 from .pool import Database, Pool, leases
 from .schema import prepare_writer, require_tables
-from .snapshot import Snapshot, SnapshotWork, until_done
+from .snapshot import Snapshot, SnapshotWork, copied
 from .statements import (
     Append,
     Clear,
@@ -86,6 +88,7 @@ class SQLiteEngine(PooledEngine[Pool]):
             memory=memory,
         )
         self._snapshots: set[SnapshotWork[Any]] = set()
+        self._copies: set[Future[None]] = set()  # done when nobody works any more on a copy of a database in memory
         super().__init__(name, key, leases(self._database))
 
     async def open_pool(self, pool: Pool) -> None:
@@ -103,7 +106,8 @@ class SQLiteEngine(PooledEngine[Pool]):
         return cast(T, await self.query(ReadRows(session_id, reading)))
 
     async def sessions(self, after: str | None, limit: int) -> list[tuple[str, int]]:
-        if after is None and not self.accepts_sdk_file:  # the pool would make the file, or its tables
+        # The pool would make the file, or its tables. A database in memory has them from the start.
+        if after is None and not self.accepts_sdk_file and self._database.memory is None:
             await self._on_snapshot(lambda snapshot: require_tables(snapshot.connection, self.name))
         return cast("list[tuple[str, int]]", await self.query(ListSessions(after, limit)))
 
@@ -153,6 +157,8 @@ class SQLiteEngine(PooledEngine[Pool]):
         await super().close_pools(pools)
         if self._database.memory is not None:
             await self._database.memory.close()
+        if self._copies:
+            await asyncio.wait([asyncio.wrap_future(finished) for finished in self._copies])
 
     async def _on_snapshot(self, function: Callable[[Snapshot], T]) -> T:
         """Run `function` on one state of the database; on a connection of its own, except in memory."""
@@ -170,17 +176,22 @@ class SQLiteEngine(PooledEngine[Pool]):
             raise map_error(error, self.name) from error
 
     async def _on_memory(self, memory: MemoryDatabase, function: Callable[[Snapshot], T]) -> T:
+        """Run `function` on a copy: other calls wait only until that is made, and so `function` may wait for them."""
         self.pool()  # raises in a child process that got it by a fork
-        connection = await despite_cancellation(memory.open())
-        snapshot = Snapshot(connection.raw)
-
-        def run(_: Connection) -> T:
-            with snapshot.reading():
-                return function(snapshot)
-
-        task = UncancellableTask(connection.call(run), loop=asyncio.get_running_loop())
+        finished: Future[None] = Future()
+        self._copies.add(finished)
         try:
-            return await until_done(task, snapshot.halt)
+            snapshot = await despite_cancellation(self._copy_of(memory))
+            with closing(snapshot.connection):
+                return await snapshot.run_off_loop(function)
+        finally:
+            self._copies.discard(finished)
+            finished.set_result(None)
+
+    async def _copy_of(self, memory: MemoryDatabase) -> Snapshot:
+        connection = await memory.open()
+        try:
+            return await connection.call(lambda connection: copied(connection.raw))
         except ConnectionLost:
             raise SessionClosedError(f"the store on {self.name} was closed meanwhile; open a new one") from None
 
