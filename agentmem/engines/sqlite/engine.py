@@ -14,6 +14,7 @@ from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from typing import Any, Literal, TypeVar, cast
+from weakref import finalize
 
 from ...cancellation import despite_cancellation
 from ...checking import CheckReport, Progress
@@ -21,6 +22,7 @@ from ...errors import SessionClosedError, StorageError
 from ...reading import TailReading
 from ..base import Reading, check_busy_timeout
 from ..pooled import PooledEngine
+from ..pools import Leases
 from ..readings import Joined
 from .backup import back_up
 from .check import check
@@ -90,6 +92,9 @@ class SQLiteEngine(PooledEngine[Pool]):
         self._snapshots: set[SnapshotWork[Any]] = set()
         self._copies: set[Future[None]] = set()  # done when nobody works any more on a copy of a database in memory
         super().__init__(name, key, leases(self._database))
+        if memory is not None:
+            # The connection is this engine's alone, and has a thread, which would outlive it.
+            finalize(self, _drop, memory, self._leases).atexit = False  # the program's end closes what is open then
 
     async def open_pool(self, pool: Pool) -> None:
         await pool.open()
@@ -194,6 +199,11 @@ class SQLiteEngine(PooledEngine[Pool]):
             return await connection.call(lambda connection: copied(connection.raw))
         except ConnectionLost:
             raise SessionClosedError(f"the store on {self.name} was closed meanwhile; open a new one") from None
+
+
+def _drop(memory: MemoryDatabase, leases: Leases[Pool]) -> None:
+    leases.drop_all()
+    memory.drop()
 
 
 def _prepare_memory(connection: Connection) -> None:
