@@ -257,7 +257,11 @@ class BackgroundLoop:
         loop = asyncio.get_running_loop()
         self.thread_id = threading.get_ident()
         started.set_result(loop)
-        await loop.create_future()  # never done: the loop may be in use until the process ends
+        while self._ended_by is None:
+            try:
+                await loop.create_future()  # never done: the loop may be in use until the process ends
+            except asyncio.CancelledError:
+                pass  # code on the loop has cancelled every task there is: the loop goes on for all others
 
     def _end(self, error: BaseException) -> None:
         """Give every call its outcome: the loop has ended."""

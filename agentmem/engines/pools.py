@@ -164,7 +164,6 @@ class Leases(Generic[P]):
         pools = [self._by_loop.popitem()[1] for _ in range(len(self._by_loop))]
         return [pool for pool in pools if not pool.is_inherited() and self._pools.release(pool)]
 
-
     def drop_all(self) -> None:
         """Give back every pool, from a finalizer; nobody may share them. The caller closes their connections."""
         for pool in list(self._by_loop.values()):
