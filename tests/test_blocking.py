@@ -38,7 +38,9 @@ def interrupted(number, frame):
 signal.signal(signal.SIGINT, interrupted)
 """
 
-FINISHES = TOLD + """
+FINISHES = (
+    TOLD
+    + """
 from agentmem.blocking import run_blocking
 from agentmem.cancellation import despite_cancellation
 
@@ -56,6 +58,7 @@ async def finish():
     await asyncio.to_thread(sys.stdin.readline)
     ended.set()
 """
+)
 
 
 @needs_signals
@@ -109,7 +112,9 @@ tell(session.get_items())
         assert child.finish() == (0, "[{'number': 1}]\n", "")
 
 
-WAITING = TOLD + """
+WAITING = (
+    TOLD
+    + """
 import gc, sqlite3
 from agentmem import SQLiteSession
 from agentmem.engines.sqlite.pool import Pool
@@ -130,6 +135,7 @@ tell("ready")
 sys.stdin.readline()
 threading.Thread(target=tell_when_it_is_under_way).start()
 """
+)
 
 
 @needs_signals

@@ -6,12 +6,9 @@ import ast
 import asyncio
 import contextlib
 import inspect
-import json
-import os
 import re
 import sqlite3
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 

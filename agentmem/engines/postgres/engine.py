@@ -24,7 +24,7 @@ from .database import checked_database
 from .errors import map_error
 from .lane import Work
 from .pool import Pool, leases
-from .reads import Query, ReadNewest
+from .reads import Feeder, Query, ReadNewest
 from .writes import Write
 
 T = TypeVar("T")
@@ -116,7 +116,8 @@ class PostgresEngine(PooledEngine[Pool]):
 
         async def work(connection: BoundedConnection) -> CheckReport:
             await pool.schema.require_tables(connection)
-            return await check(connection, pool.statements, pool.feeder, progress)
+            feeder = Feeder(pool.statements, max_threads=1)  # its own: `progress` may read, which needs the pool's
+            return await check(connection, pool.statements, feeder, progress)
 
         return await self._on_own_connection(pool, work)
 
