@@ -284,6 +284,22 @@ def test_a_callback_that_its_task_no_longer_waits_for_is_not_run() -> None:
     assert run == ["first", "third"]
 
 
+def test_an_interrupt_of_a_callback_ends_the_call_and_not_the_loop() -> None:
+    met: list[BaseException] = []
+
+    async def call() -> None:
+        try:
+            await call_back(sys.exit, 3)
+        except asyncio.CancelledError as error:
+            met.append(error)
+            raise
+
+    with pytest.raises(SystemExit):
+        run_blocking(call)
+    assert [type(error) for error in met] == [asyncio.CancelledError]
+    assert run_blocking(_own_thread)
+
+
 # Iterables and models
 
 
