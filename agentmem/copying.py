@@ -20,10 +20,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import anyio
 
 from .arguments import check_session_id
+from .calling_thread import calling_thread
 from .checking import MAX_PROBLEMS, Problem, Progress
 from .engines.base import Engine
 from .errors import StorageCorruptError
@@ -72,7 +74,7 @@ async def copy_sessions(source: Engine, target: Engine, *, progress: Progress | 
         if progress is not None:
             await copy.count_source_items(first_page)
         await copy.run(first_page)
-        return copy.report()
+        return await copy.report()
     except _ProgressFailed as failed:
         error = failed.error
     raise error
@@ -118,7 +120,7 @@ class _DatabaseCopy:
         while page:
             self._expected_items += sum(length for _, length in page)
             page = await self.source.sessions(page[-1][0], PAGE_SESSIONS)
-        self._report_progress()
+        await self._report_progress()
 
     async def run(self, page: list[tuple[str, int]]) -> None:
         """Copy all sessions.
@@ -140,19 +142,19 @@ class _DatabaseCopy:
         if self._error is not None:
             raise self._error
 
-    def report(self) -> CopyReport:
+    async def report(self) -> CopyReport:
         """Return what was done."""
         self._expected_items = self._done_items
-        self._report_progress()
+        await self._report_progress()
         problems = sorted(self._problems, key=lambda problem: problem.session_id or "")
         return CopyReport(self._sessions, self.items, self.already_there, self._problem_count, tuple(problems))
 
-    def advance(self, items: int) -> None:
+    async def advance(self, items: int) -> None:
         """Count items as done, for the progress."""
         before = self._done_items
         self._done_items += items
         if before // _PROGRESS_EVERY_ITEMS != self._done_items // _PROGRESS_EVERY_ITEMS:
-            self._report_progress()
+            await self._report_progress()
 
     async def _copy_session(
         self, session_id: str, length: int, free_places: anyio.Semaphore, scope: anyio.CancelScope
@@ -164,7 +166,7 @@ class _DatabaseCopy:
             except _SessionProblem as problem:
                 self.add_problem(str(problem), session_id, problem.position)
             self._sessions += 1
-            self.advance(length - session.done)
+            await self.advance(length - session.done)
         except (Exception, KeyboardInterrupt, SystemExit) as error:
             self._end_with_error(error, scope)
         finally:
@@ -186,12 +188,22 @@ class _DatabaseCopy:
             self._error = error
         scope.cancel()
 
-    def _report_progress(self) -> None:
-        if self._progress is not None:
+    async def _report_progress(self) -> None:
+        if self._progress is None:
+            return
+        report = partial(self._progress, self._done_items, max(self._done_items, self._expected_items))
+
+        def call() -> None:
             try:
-                self._progress(self._done_items, max(self._done_items, self._expected_items))
+                report()
             except BaseException as error:
                 raise _ProgressFailed(error) from error
+
+        thread = calling_thread()
+        if thread is None:
+            call()  # on the caller's own event loop
+        else:
+            await thread.run(call)
 
 
 class _SessionCopy:
@@ -263,14 +275,14 @@ class _SessionCopy:
                     raise _SessionProblem(
                         f"not copied: the target has another item here. {_CLEAR_IT_TO_COPY}", position
                     )
-            self._advance(min(len(_require_rows(source_rows)), len(target_rows)))
+            await self._advance(min(len(_require_rows(source_rows)), len(target_rows)))
 
     async def _append_rest(self) -> None:
         while self.done < self._length:
             rows = _require_rows(await self._source_rows(self.done, self._length))
             await self._target.append(self._id, _decode_texts(rows))
             self._copy.items += len(rows)
-            self._advance(len(rows))
+            await self._advance(len(rows))
 
     async def _verify(self, source_digest: _RowsDigest) -> None:
         """Read both sides again, and compare them with what was read of the source before."""
@@ -289,9 +301,9 @@ class _SessionCopy:
                 "copy again"
             )
 
-    def _advance(self, items: int) -> None:
+    async def _advance(self, items: int) -> None:
         self.done += items
-        self._copy.advance(items)
+        await self._copy.advance(items)
 
     async def _source_rows(self, start: int, end: int) -> list[Row]:
         if self._cached_rows:

@@ -15,6 +15,7 @@
     │   ├── MaxTurnsExceeded                   the model still asked for tools after max_turns calls
     │   ├── ModelError                         the model could not be called, or its answer is unusable
     │   └── ToolError                          a tool failed that was declared with raise_errors=True
+    ├── BackgroundLoopError                    the event loop of the sync calls was stopped
     └── MissingDependencyError (ImportError)   an optional package; the message is the pip command
 
     CorruptItemWarning (UserWarning)           a stored row cannot be read and was skipped
@@ -111,6 +112,14 @@ class ModelError(RunError):
 
 class ToolError(RunError):
     """A tool failed that was declared with ``raise_errors=True``. The default reports failures to the model."""
+
+
+class BackgroundLoopError(AgentMemError):
+    """The background event loop, on which all sync calls of this process run, has ended before the program did.
+
+    Code that ran on the loop has stopped it; the ``__cause__`` is what ended it. Whether a write that was under way is
+    stored is in doubt.
+    """
 
 
 class MissingDependencyError(AgentMemError, ImportError):

@@ -171,6 +171,11 @@ class WindowReading(TailReading):
         super().__init__(None)
         self.is_short = 0 < self.first <= SHORT_ROWS and settings.count_tokens is None
 
+    def feed_items(self, newest_first: Sequence[Item], *, at_start: bool) -> int:
+        """Take the next older items, which were decoded already; else as :meth:`feed`."""
+        self._newest_first += newest_first
+        return self._rows_still_wanted(len(newest_first), at_start=at_start)
+
     def result(self) -> list[Item]:
         """The items of the window, oldest first."""
         return self._window

@@ -54,8 +54,8 @@ class SessionSettings(BaseModel):
             on up to the next one. Consecutive messages of these roles begin one turn together.
         max_tokens: at most this many tokens, as ``count_tokens`` counts them; 0 or more.
         count_tokens: a function that returns the number of tokens of an item, 0 or more. Default:
-            :func:`estimate_tokens`. It must be pure, because it is called in worker threads, and more than once for an
-            item.
+            :func:`estimate_tokens`. It must be pure, because it is called more than once for an item. A sync session
+            calls it in the thread of the call, an async one in other threads; so it may block, and read sessions.
 
     Raises:
         pydantic.ValidationError (a ValueError): a cap is negative or not an int, or a setting is unknown.

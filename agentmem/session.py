@@ -32,11 +32,12 @@ from .arguments import (
     check_sqlite_database,
     session_id_by_keyword,
 )
+from .calling_thread import call_back
 from .engines import open_engine
 from .engines.base import Engine
 from .errors import CorruptItemWarning, SessionClosedError
 from .handle import refuse_copies
-from .items import encode_items
+from .items import Item, decode_item, encode_items
 from .reading import PopReading, RowsToWarnOf, TailReading, WindowReading
 from .replay import SessionSettings
 
@@ -97,8 +98,11 @@ class AsyncSession:
             CorruptItemWarning: a stored row cannot be read. It is skipped and does not count.
         """
         engine = self._require_open_engine()
-        reading = self._new_reading(limit)
-        items = await engine.read(self.session_id, reading)
+        if limit is None and self.settings.max_tokens is not None and self.settings.count_tokens is not None:
+            reading, items = await self._read_counted_window(engine)
+        else:
+            reading = self._new_reading(limit)
+            items = await engine.read(self.session_id, reading)
         self._warn_of_corrupt_rows(reading.corrupt)
         return items
 
@@ -217,6 +221,23 @@ class AsyncSession:
             return TailReading(check_limit(limit))
         return WindowReading(self.settings) if self.settings.has_caps else TailReading(None)
 
+    async def _read_counted_window(self, engine: Engine) -> tuple[TailReading, list[Item]]:
+        """Read the replay window as the caller's ``count_tokens`` says, which is called when the rows have been read.
+
+        In an engine's thread it would hold a connection, and wait for ever where its own calls wait for one. So where
+        the window needs older rows, all are read again, from one state: twice as many.
+        """
+        count = WindowReading(self.settings).first
+        while True:
+            reading = TailReading(count)
+            items = await engine.read(self.session_id, reading)
+            if not count:
+                return reading, items  # a cap is 0
+            window = await call_back(_find_window, items, self.settings, at_start=len(items) < count)
+            if window is not None:
+                return reading, window
+            count *= 2
+
     def _warn_of_corrupt_rows(self, positions: Iterable[int]) -> None:
         for position in positions:
             warnings.warn(
@@ -225,6 +246,24 @@ class AsyncSession:
                 CorruptItemWarning,
                 stacklevel=3,
             )
+
+
+def _find_window(items: list[Item], settings: SessionSettings, *, at_start: bool) -> list[Item] | None:
+    """The replay window; None where it needs items before these."""
+    reading = WindowReading(settings)
+    return None if reading.feed_items(items[::-1], at_start=at_start) else reading.result()
+
+
+def plain_items(session: AsyncSession, items: Iterable[Mapping[str, Any] | BaseModel]) -> list[Item]:
+    """The items of an ``add_items`` call of a sync wrapper, read in the thread that makes it.
+
+    The caller's code runs here: its iterable, and the serializers of its models.
+
+    Raises:
+        InvalidItemError, TypeError, SessionClosedError: as in :meth:`AsyncSession.add_items`.
+    """
+    session._require_open_engine()  # as there, before the items are looked at: a generator could not be read again
+    return [decode_item(text) for text in encode_items(items)]
 
 
 class AsyncSQLiteSession(AsyncSession):

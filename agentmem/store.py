@@ -82,11 +82,11 @@ class AsyncSessionStore:
 
         The check does not open the store, and creates and writes nothing. It needs little memory for any number of
         items, and about as long as reading everything. In the meantime an SQLite database's WAL file grows by all that
-        is written.
+        is written. A database in memory is copied first.
 
         Args:
             progress: called from time to time, in another thread, with the number of items that were checked and about
-                how many there are.
+                how many there are. It may use sessions itself.
 
         Raises:
             SessionClosedError: the store was closed.
@@ -141,7 +141,8 @@ class AsyncSessionStore:
         Args:
             other: the store to copy to. It is opened, and its database is created if it does not exist.
             progress: called from time to time, on the event loop of this call, with the number of items that are done
-                and about how many there are. What it raises ends the copy, and is raised as it is.
+                and about how many there are. (In a call of the sync store: in the thread of that call.) What it raises
+                ends the copy, and is raised as it is.
 
         Raises:
             TypeError: ``other`` is not an ``AsyncSessionStore``.

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import contextlib
 import inspect
-import json
-import os
+import re
 import sqlite3
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +44,29 @@ def public(cls: type) -> dict[str, Any]:
     return {name: getattr(cls, name) for name in dir(cls) if not name.startswith("_")}
 
 
-def summary(thing: object) -> str:
-    """The first line of a docstring, without a reference to the async method in it."""
-    return (inspect.getdoc(thing) or "").splitlines()[0].partition(" See :meth:")[0]
+SOURCE = ast.parse(Path(inspect.getfile(Session)).read_bytes())
+"""The module as static tools see it."""
+
+
+def documented(cls: type, name: str | None = None) -> str:
+    """The docstring that stands in the source for a sync class or its member, which it may have from the base."""
+    classes = {node.name: node for node in SOURCE.body if isinstance(node, ast.ClassDef)}
+    if name is None:
+        return ast.get_docstring(classes[cls.__name__]) or ""
+    for base in cls.__mro__[:-1]:
+        for node in classes[base.__name__].body:
+            if isinstance(node, ast.FunctionDef) and node.name == name:
+                return ast.get_docstring(node) or ""
+    return ""
+
+
+def sections(docstring: str) -> dict[str, list[str]]:
+    """What a docstring names in each of its sections: parameters, errors, warnings; a line of text where it is that."""
+    found: dict[str, list[str]] = {}
+    for title, body in re.findall(r"^(Args|Returns|Raises|Warns):\n((?:    .*\n?|\n)*)", docstring, re.MULTILINE):
+        named = re.findall(r"^    ([\w, ]+):", body, re.MULTILINE)
+        found[title] = named if title != "Returns" else ["something"]
+    return found
 
 
 PAIRS: list[tuple[type, type]] = [
@@ -78,23 +97,55 @@ def test_every_async_function_that_agentmem_exports_has_its_sync_one() -> None:
         assert inspect.iscoroutinefunction(theirs)
         assert not inspect.iscoroutinefunction(ours)
         assert inspect.signature(ours) == inspect.signature(theirs)
-        assert summary(ours) == summary(theirs)
-        assert f"See :func:`agentmem.{name}`." in (inspect.getdoc(ours) or "")
+        said, expected = inspect.getdoc(ours) or "", inspect.getdoc(theirs) or ""
+        assert said.splitlines()[0] == expected.splitlines()[0]
+        assert sections(said) == sections(expected)
+        assert not ASYNC_WORDS.search(said)
 
 
 @pytest.mark.parametrize(("async_class", "sync_class", "name"), FUNCTIONS)
-def test_a_sync_method_has_the_parameters_and_docs_of_the_async_one(
-    async_class: type, sync_class: type, name: str
-) -> None:
+def test_a_sync_method_has_the_parameters_of_the_async_one(async_class: type, sync_class: type, name: str) -> None:
     theirs, ours = getattr(async_class, name), getattr(sync_class, name)
     assert not inspect.iscoroutinefunction(ours)
     # A sync store copies to a sync one.
     taken = [str(parameter).replace("Async", "") for parameter in inspect.signature(theirs).parameters.values()]
     assert list(map(str, inspect.signature(ours).parameters.values())) == taken
-    assert summary(ours) == summary(theirs)
-    assert f"See :meth:`agentmem.{async_class.__mro__[-2].__name__}.{name}`." in (inspect.getdoc(ours) or "")
     returned = str(inspect.signature(theirs).return_annotation).replace("Async", "")
     assert inspect.signature(ours).return_annotation == returned
+
+
+MEMBERS = [
+    pytest.param(async_class, sync_class, name, id=f"{sync_class.__name__}.{name}")
+    for async_class, sync_class in PAIRS
+    for name, member in [*public(async_class).items(), ("__enter__", None)]
+    if inspect.isfunction(member) or isinstance(member, property) or name == "__enter__"
+]
+ASYNC_WORDS = re.compile(r"\bawait|\basync (with|for)|coroutine|cancell|CancelledError|Async|[Ss]ee :\w+:`~?agentmem\.")
+
+
+@pytest.mark.parametrize(("async_class", "sync_class", "name"), MEMBERS)
+def test_a_sync_method_s_docstring_stands_in_the_source_and_says_what_the_async_one_s_says_in_words_for_sync_code(
+    async_class: type, sync_class: type, name: str
+) -> None:
+    ours = documented(sync_class, name)
+    theirs = inspect.getdoc(getattr(async_class, name.replace("__enter__", "__aenter__"))) or ""
+    assert ours
+    assert not ASYNC_WORDS.search(ours)
+    if "see :meth:" not in ours:  # of the same class
+        assert ours.splitlines()[0] == theirs.splitlines()[0]
+        assert sections(ours) == sections(theirs)
+
+
+@pytest.mark.parametrize(("async_class", "sync_class"), PAIRS[1:])
+def test_a_sync_class_s_docstring_stands_in_the_source_and_names_the_same_arguments_and_errors(
+    async_class: type, sync_class: type
+) -> None:
+    ours, theirs = documented(sync_class), inspect.getdoc(async_class) or ""
+    assert ours.splitlines()[0] == theirs.splitlines()[0]
+    assert sections(ours) == sections(theirs)
+    assert sections(ours).keys() == {"Args", "Raises"}
+    assert not ASYNC_WORDS.search(ours.replace("asyncpg", ""))
+    assert inspect.signature(sync_class).parameters == inspect.signature(async_class).parameters
 
 
 @pytest.mark.parametrize(("async_class", "sync_class"), PAIRS)
@@ -104,13 +155,6 @@ def test_a_sync_class_has_every_public_member_of_the_async_one(async_class: type
     assert missing == set()
     more = set(public(sync_class)) - set(public(async_class))
     assert more <= {"async_session", "async_store"}
-
-
-def test_the_constructors_take_the_same_arguments_and_say_the_same() -> None:
-    for async_class, sync_class in PAIRS[1:]:
-        assert inspect.signature(sync_class).parameters == inspect.signature(async_class).parameters
-        assert summary(sync_class) == summary(async_class)
-        assert f":class:`agentmem.{async_class.__name__}` describes" in (inspect.getdoc(sync_class) or "")
 
 
 def test_a_script_uses_sessions_without_await(path: Path) -> None:
@@ -251,78 +295,6 @@ def test_closing_leaves_only_the_background_loop(path: Path) -> None:
     holds_again(before)
 
 
-INTERRUPTED = """
-import asyncio, os, signal, sqlite3, sys, threading, time
-from agentmem import SQLiteSession
-from agentmem.blocking import run_blocking
-
-signal.signal(signal.SIGINT, signal.default_int_handler)
-
-def interrupt_when_it_waits(main=threading.main_thread().ident):
-    def calls():
-        frame = sys._current_frames()[main]
-        while frame is not None:
-            yield frame.f_code.co_name
-            frame = frame.f_back
-    while not {"run_blocking", "result", "wait"} <= {*calls()}:
-        time.sleep(0.001)
-    os.kill(os.getpid(), signal.SIGINT)
-
-session = SQLiteSession(sys.argv[1], session_id="user_123", busy_timeout_s=600)
-session.add_items([{"number": 0}])
-other = sqlite3.connect(sys.argv[1], isolation_level=None)
-other.execute("BEGIN IMMEDIATE")
-"""
-
-
-@pytest.mark.skipif(os.name != "posix", reason="a signal for one process is POSIX's")
-@pytest.mark.parametrize(
-    "call", ["session.add_items([{'number': 1}])", "session.pop_item()", "session.clear_session()"]
-)
-def test_ctrl_c_interrupts_a_call_that_waits_and_the_session_goes_on(path: Path, call: str) -> None:
-    script = f"""
-threading.Thread(target=interrupt_when_it_waits).start()
-try:
-    {call}
-except KeyboardInterrupt:
-    print("interrupted")
-other.execute("COMMIT")
-other.close()
-session.add_items([{{"number": 2}}])
-print([item["number"] for item in session.get_items()])
-"""
-    first, second = run_quietly(INTERRUPTED + script, path).splitlines()
-    assert first == "interrupted"
-    # The interrupted write had begun or not; either way it is whole, and in its place.
-    assert json.loads(second) in ([0, 2], [0, 1, 2], [2])
-    assert files(path) == {path.name}
-
-
-@pytest.mark.skipif(os.name != "posix", reason="a signal for one process is POSIX's")
-def test_a_write_that_is_interrupted_before_its_turn_comes_is_not_written(path: Path) -> None:
-    script = """
-async def background_loop():
-    return asyncio.get_running_loop()
-first = asyncio.run_coroutine_threadsafe(
-    session.async_session.add_items([{"number": 1}]), run_blocking(background_loop)
-)
-for _ in range(5):
-    run_blocking(asyncio.sleep, 0)  # it is under way now
-threading.Thread(target=interrupt_when_it_waits).start()
-try:
-    session.add_items([{"number": 2}])
-except KeyboardInterrupt:
-    print("interrupted")
-run_blocking(asyncio.sleep, 0)
-other.execute("COMMIT")
-other.close()
-first.result()
-session.add_items([{"number": 3}])
-print([item["number"] for item in session.get_items()])
-"""
-    assert run_quietly(INTERRUPTED + script, path) == "interrupted\n[0, 1, 3]\n"
-
-
 def test_what_a_background_call_raises_keeps_its_cause(path: Path) -> None:
     with SQLiteSession(path, session_id="user_123", busy_timeout_s=0) as session:
         with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
@@ -331,14 +303,6 @@ def test_what_a_background_call_raises_keeps_its_cause(path: Path) -> None:
                 session.add_items([ONE])
             other.execute("COMMIT")
         assert isinstance(raised.value.__cause__, sqlite3.OperationalError)
-
-
-def test_run_blocking_passes_arguments_and_results_through() -> None:
-    async def add(left: int, *, right: int) -> int:
-        return left + right
-
-    call: Callable[..., int] = run_blocking
-    assert call(add, 2, right=3) == 5
 
 
 def test_a_program_ends_at_once_though_a_daemon_thread_holds_the_module_to_the_end(path: Path) -> None:

@@ -12,6 +12,7 @@ import asyncio
 import os
 import threading
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from typing import Generic, TypeVar
 
@@ -56,6 +57,7 @@ class Pools(Generic[P]):
         self._pools: dict[tuple[Hashable, asyncio.AbstractEventLoop], P] = {}
         # Kept, because collecting a connection closes it, and removes it from the selector that the parent uses, too.
         self._inherited: list[P] = []
+        self._dropped: deque[P] = deque()
         self._lock = threading.Lock()  # loops in several threads lease at the same time
         around_fork(before=self._lock_before_fork, in_parent=self._unlock_in_parent, in_child=self._forget_in_child)
 
@@ -73,6 +75,9 @@ class Pools(Generic[P]):
         """
         loop = running_loop()
         with self._lock:
+            while self._dropped:
+                dropped = self._dropped.popleft()
+                self._pools.pop((dropped.key, dropped.loop), None)
             for place, pool in list(self._pools.items()):
                 must_go = is_stale(pool)
                 if pool.loop.is_closed():
@@ -102,6 +107,10 @@ class Pools(Generic[P]):
             if self._pools.get((pool.key, pool.loop)) is pool:
                 del self._pools[pool.key, pool.loop]
             return True
+
+    def drop(self, pool: P) -> None:
+        """Give back a pool that nobody can use any more. Takes no lock, so a finalizer may call it, in any thread."""
+        self._dropped.append(pool)  # the next lease looks
 
     def all(self) -> Sequence[P]:
         """The pools that are in use now."""
@@ -163,6 +172,11 @@ class Leases(Generic[P]):
         """Give back every pool. Returns those that nobody uses any more, for :func:`close_unused`."""
         pools = [self._by_loop.popitem()[1] for _ in range(len(self._by_loop))]
         return [pool for pool in pools if not pool.is_inherited() and self._pools.release(pool)]
+
+    def drop_all(self) -> None:
+        """Give back every pool, from a finalizer; nobody may share them. The caller closes their connections."""
+        for pool in list(self._by_loop.values()):
+            self._pools.drop(pool)
 
 
 async def close_unused(pool: LoopPool) -> None:

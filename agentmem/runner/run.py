@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import AbstractAsyncContextManager, nullcontext
-from typing import Any, TypedDict, Unpack, overload
+from typing import Any, overload
 
 from pydantic import BaseModel
 
@@ -29,15 +29,6 @@ SDK_RUN_WAIT_S = 600.0
 it is in a tool, so all of it counts as one; this is as long as the ``openai`` client waits for an answer."""
 
 
-class RunOptions(TypedDict, total=False):
-    """The keyword arguments of every method of the Runner; :meth:`Runner.run` describes them."""
-
-    session: SessionLike | SyncSessionLike | None
-    max_turns: int
-    context: object
-    run_config: Any
-
-
 class Runner:
     """Runs agents. It has no state, so no object of it is needed: ``await Runner.run(agent, "Hi")``.
 
@@ -49,11 +40,25 @@ class Runner:
     @overload
     @staticmethod
     async def run(
-        agent: Agent, input: str | Iterable[Item | BaseModel], **options: Unpack[RunOptions]
+        agent: Agent,
+        input: str | Iterable[Item | BaseModel],
+        *,
+        session: SessionLike | SyncSessionLike | None = None,
+        max_turns: int = 10,
+        context: object = None,
+        run_config: RunConfig | None = None,
     ) -> RunResult: ...
     @overload
     @staticmethod
-    async def run(agent: Any, input: Any, **options: Unpack[RunOptions]) -> Any: ...
+    async def run(
+        agent: Any,
+        input: Any,
+        *,
+        session: SessionLike | SyncSessionLike | None = None,
+        max_turns: int = 10,
+        context: object = None,
+        run_config: Any = None,
+    ) -> Any: ...
 
     @staticmethod
     async def run(
@@ -129,10 +134,26 @@ class Runner:
 
     @overload
     @staticmethod
-    def run_sync(agent: Agent, input: str | Iterable[Item | BaseModel], **options: Unpack[RunOptions]) -> RunResult: ...
+    def run_sync(
+        agent: Agent,
+        input: str | Iterable[Item | BaseModel],
+        *,
+        session: SessionLike | SyncSessionLike | None = None,
+        max_turns: int = 10,
+        context: object = None,
+        run_config: RunConfig | None = None,
+    ) -> RunResult: ...
     @overload
     @staticmethod
-    def run_sync(agent: Any, input: Any, **options: Unpack[RunOptions]) -> Any: ...
+    def run_sync(
+        agent: Any,
+        input: Any,
+        *,
+        session: SessionLike | SyncSessionLike | None = None,
+        max_turns: int = 10,
+        context: object = None,
+        run_config: Any = None,
+    ) -> Any: ...
 
     @staticmethod
     def run_sync(
@@ -146,11 +167,28 @@ class Runner:
     ) -> Any:
         """Do the same as :meth:`run`, in sync code: scripts, threads and notebooks, also while an event loop runs.
 
-        The run is on agentmem's background event loop. The calling thread waits for it. A model object with a client of
+        The run is on agentmem's background event loop. The calling thread waits for it. What is sent, what is stored,
+        and how to go on after an error or a request to the caller is the same as there. A model object with a client of
         its own works on one event loop only, so do not use it here and in ``await Runner.run(...)`` too.
+
+        Args:
+            agent: the agent that is active first.
+            input: a user message, or items in the Responses input format. An empty list continues with what the
+                session holds.
+            session: an agentmem session, sync or async. None: nothing is remembered.
+            max_turns: the most model calls of this run; 1 or more.
+            context: any object, for tools and instruction functions. It is never sent to the model.
+            run_config: an :class:`~agentmem.runner.RunConfig` with settings of this run.
+
+        Returns:
+            A :class:`RunResult`. For an agent of the SDK, the SDK's result.
+
+        Ctrl+C ends the model call or the tools of the moment, and nothing of them is stored; what was complete before
+        is. A tool in a thread is waited for, unless it has a time limit. A second Ctrl+C waits for nothing.
 
         Raises:
             RuntimeError: it was called on that background loop; use ``await Runner.run(...)`` there.
+            BackgroundLoopError: that loop has ended.
             Everything that :meth:`run` raises.
         """
         from ..blocking import run_blocking
@@ -161,11 +199,25 @@ class Runner:
     @overload
     @staticmethod
     def run_streamed(
-        agent: Agent, input: str | Iterable[Item | BaseModel], **options: Unpack[RunOptions]
+        agent: Agent,
+        input: str | Iterable[Item | BaseModel],
+        *,
+        session: SessionLike | SyncSessionLike | None = None,
+        max_turns: int = 10,
+        context: object = None,
+        run_config: RunConfig | None = None,
     ) -> RunStream: ...
     @overload
     @staticmethod
-    def run_streamed(agent: Any, input: Any, **options: Unpack[RunOptions]) -> Any: ...
+    def run_streamed(
+        agent: Any,
+        input: Any,
+        *,
+        session: SessionLike | SyncSessionLike | None = None,
+        max_turns: int = 10,
+        context: object = None,
+        run_config: Any = None,
+    ) -> Any: ...
 
     @staticmethod
     def run_streamed(

@@ -18,6 +18,7 @@ FLOORS = {
     "items": 0,
     "replay": 0,
     "version": 0,
+    "calling_thread": 1,
     "cancellation": 1,
     "checking": 1,
     "event_loop": 1,

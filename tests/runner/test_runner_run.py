@@ -6,8 +6,10 @@ a real SQLite file.
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import functools
+import inspect
 import json
 import threading
 from pathlib import Path
@@ -824,3 +826,18 @@ async def test_what_the_caller_changes_afterwards_is_not_in_the_result(session: 
     result = await Runner.run(Agent("A", None, OfflineModel()), given, session=session)
     given[0]["content"] = "changed"
     assert result.input == [user("Hi")] == json.loads(json.dumps(result.input))
+
+
+@pytest.mark.parametrize("name", ["run", "run_sync", "run_streamed"])
+def test_a_method_of_the_runner_names_its_parameters_where_static_tools_look(name: str) -> None:
+    source = ast.parse(Path(inspect.getfile(Runner)).read_bytes())
+    (runner,) = [node for node in source.body if isinstance(node, ast.ClassDef) and node.name == "Runner"]
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    *overloads, written = [node for node in runner.body if isinstance(node, functions) and node.name == name]
+    assert len(overloads) == 2
+    assert ast.get_docstring(written)
+    for seen in [*overloads, written]:
+        assert seen.args.kwarg is None
+        given = [*seen.args.args, *seen.args.kwonlyargs]
+        assert [argument.arg for argument in given] == list(inspect.signature(getattr(Runner, name)).parameters)
+        assert [*map(ast.unparse, filter(None, seen.args.kw_defaults))] == ["None", "10", "None", "None"]

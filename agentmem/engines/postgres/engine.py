@@ -26,7 +26,7 @@ from .database import checked_database
 from .errors import map_error
 from .lane import Work
 from .pool import Pool, leases
-from .reads import Query, ReadNewest
+from .reads import Feeder, Query, ReadNewest
 from .writes import Write
 
 T = TypeVar("T")
@@ -117,7 +117,8 @@ class PostgresEngine(PooledEngine[Pool]):
         pool = self.pool()
 
         async def work(connection: BoundedConnection) -> CheckReport:
-            return await check(connection, pool.schema, pool.statements, pool.feeder, progress and guarded(progress))
+            feeder = Feeder(pool.schema, pool.statements, max_threads=1)  # its own: `progress` may read, too
+            return await check(connection, pool.schema, pool.statements, feeder, progress and guarded(progress))
 
         return await self._on_own_connection(pool, work)
 

@@ -206,6 +206,10 @@ class Connection:
                 return
         then()
 
+    def end_soon(self) -> None:
+        """The same as :meth:`end` where nobody sends any more, from a finalizer: it takes no lock."""
+        self._inbox.put(None)
+
     def disconnect(self) -> None:
         """Close the connection, from any thread, once the batch under way is done. The thread goes on.
 

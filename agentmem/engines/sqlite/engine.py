@@ -11,15 +11,19 @@ import asyncio
 import os
 import sqlite3
 from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Future
+from contextlib import closing
 from typing import Any, Literal, TypeVar, cast
+from weakref import finalize
 
-from ...cancellation import UncancellableTask, despite_cancellation
+from ...cancellation import despite_cancellation
 from ...checking import CheckReport, Progress
 from ...errors import SessionClosedError, StorageError
 from ...reading import TailReading
 from ..base import Engine, Reading, check_busy_timeout
 from ..callbacks import CallbackFailed, guarded
 from ..pooled import PooledEngine
+from ..pools import Leases
 from ..readings import Joined
 from .backup import back_up
 from .check import check
@@ -30,7 +34,7 @@ from .path import database_path
 from .pool import Database, Pool, leases, let_go_of_closed_loops
 from .restore import restore
 from .schema import prepare_writer, require_tables
-from .snapshot import Snapshot, SnapshotWork, until_done
+from .snapshot import Snapshot, SnapshotWork, copied
 from .statements import (
     Append,
     Clear,
@@ -89,7 +93,11 @@ class SQLiteEngine(PooledEngine[Pool]):
             memory=memory,
         )
         self._snapshots: set[SnapshotWork[Any]] = set()
+        self._copies: set[Future[None]] = set()  # done when nobody works any more on a copy of a database in memory
         super().__init__(name, key, leases(self._database))
+        if memory is not None:
+            # The connection is this engine's alone, and has a thread, which would outlive it.
+            finalize(self, _drop, memory, self._leases).atexit = False  # the program's end closes what is open then
 
     async def open(self) -> None:
         # Before the pool is opened, because a pool that cannot be opened is let go of: the next call would start a new
@@ -113,7 +121,8 @@ class SQLiteEngine(PooledEngine[Pool]):
         return cast(T, await self.query(ReadRows(session_id, reading)))
 
     async def sessions(self, after: str | None, limit: int) -> list[tuple[str, int]]:
-        if after is None and not self.accepts_sdk_file:  # the pool would make the file, or its tables
+        # The pool would make the file, or its tables. A database in memory has them from the start.
+        if after is None and not self.accepts_sdk_file and self._database.memory is None:
             await self._on_snapshot(lambda snapshot: require_tables(snapshot.connection, self.name))
         return cast("list[tuple[str, int]]", await self.query(ListSessions(after, limit)))
 
@@ -173,6 +182,8 @@ class SQLiteEngine(PooledEngine[Pool]):
         await super().close_pools(pools)
         if self._database.memory is not None:
             await self._database.memory.close()
+        if self._copies:
+            await asyncio.wait([asyncio.wrap_future(finished) for finished in self._copies])
 
     async def _on_snapshot(self, function: Callable[[Snapshot], T]) -> T:
         """Run `function` on one state of the database; on a connection of its own, except in memory."""
@@ -191,19 +202,29 @@ class SQLiteEngine(PooledEngine[Pool]):
         self.raise_mapped(failure)
 
     async def _on_memory(self, memory: MemoryDatabase, function: Callable[[Snapshot], T]) -> T:
+        """Run `function` on a copy: other calls wait only until that is made, and so `function` may wait for them."""
         self.pool()  # raises in a child process that got it by a fork
-        connection = await despite_cancellation(memory.open())
-        snapshot = Snapshot(connection.raw)
-
-        def run(_: Connection) -> T:
-            with snapshot.reading():
-                return function(snapshot)
-
-        task = UncancellableTask(connection.call(run), loop=asyncio.get_running_loop())
+        finished: Future[None] = Future()
+        self._copies.add(finished)
         try:
-            return await until_done(task, snapshot.halt)
+            snapshot = await despite_cancellation(self._copy_of(memory))
+            with closing(snapshot.connection):
+                return await snapshot.run_off_loop(function)
+        finally:
+            self._copies.discard(finished)
+            finished.set_result(None)
+
+    async def _copy_of(self, memory: MemoryDatabase) -> Snapshot:
+        connection = await memory.open()
+        try:
+            return await connection.call(lambda connection: copied(connection.raw))
         except ConnectionLost:
             raise SessionClosedError(f"the store on {self.name} was closed meanwhile; open a new one") from None
+
+
+def _drop(memory: MemoryDatabase, leases: Leases[Pool]) -> None:
+    leases.drop_all()
+    memory.drop()
 
 
 def _prepare_memory(connection: Connection) -> None:

@@ -49,6 +49,16 @@ class MemoryDatabase:
         if connection is not None and self._process == os.getpid():  # a fork has no thread that could close it
             await connection.close()
 
+    def drop(self) -> None:
+        """Have the connection closed in its own thread, soon, because nobody can use it any more.
+
+        For a finalizer, which runs at any moment in any thread: it takes no lock and waits for nothing.
+        """
+        self._is_closed = True
+        connection, self._connection = self._connection, None
+        if connection is not None and self._process == os.getpid():
+            connection.end_soon()
+
     async def _open(self) -> Connection:
         opened = await Connection.open(MEMORY, self._busy_timeout_s, self._prepare)
         with self._lock:

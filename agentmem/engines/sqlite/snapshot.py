@@ -1,4 +1,6 @@
-"""Long reads of one state of an SQLite file, each in its own thread and on its own connection, outside the pool.
+"""Long reads of one state of a database, each on its own connection, outside the pool.
+
+A file is read in a thread of the work's own. A database in memory is copied first, and the copy is read.
 
 Rules kept here:
 
@@ -26,7 +28,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from ...cancellation import despite_cancellation
+from ...calling_thread import call_back
+from ...cancellation import UncancellableTask, despite_cancellation
 from ...errors import StorageError
 from ...event_loop import running_loop
 from ...lifecycle import around_fork, register_own_thread, when_program_ends
@@ -91,6 +94,23 @@ class Snapshot:
         """
         if self.halted:
             raise Halted
+
+    async def run_off_loop(self, function: Callable[[Snapshot], T]) -> T:
+        """Run `function` on this state, where callbacks run. If the caller is cancelled, it stops before."""
+
+        def run() -> T:
+            with self.reading():
+                return function(self)
+
+        task = UncancellableTask(call_back(run), loop=asyncio.get_running_loop())
+        return await until_done(task, self.halt)
+
+
+def copied(memory: sqlite3.Connection) -> Snapshot:
+    """A copy of a database in memory, for any thread; its connection must be closed."""
+    copy = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+    memory.backup(copy)
+    return Snapshot(copy)
 
 
 class _FileSnapshot(Snapshot):

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from held import HeldReading
 from loops import loop_in_a_thread
-from processes import running_threads, started_since, wait_until
+from processes import needs_fork, run_quietly, running_threads, started_since, wait_until
 
+from agentmem import AsyncSession, AsyncSessionStore, AsyncSQLiteSession, Session, SessionStore, SQLiteSession
 from agentmem.engines.sqlite.connection import open_connections
 from agentmem.engines.sqlite.engine import SQLiteEngine
+from agentmem.engines.sqlite.pool import Pool
 from agentmem.engines.sqlite.schema import prepare_writer
 from agentmem.errors import SessionClosedError
+from agentmem.integrations import openai_agents
 
 pytestmark = pytest.mark.anyio
 
@@ -48,6 +53,82 @@ async def some_cycles() -> None:
     """Let the event loop do all that it can do without another thread."""
     for _ in range(50):
         await asyncio.sleep(0)
+
+
+USES: dict[str, Callable[[], None]] = {
+    "async": lambda: asyncio.run(_use(AsyncSQLiteSession(":memory:", session_id="user_123"))),
+    "async, of a store": lambda: asyncio.run(_use(AsyncSessionStore(":memory:").session("user_123"))),
+    "sync": lambda: _use_sync(SQLiteSession(":memory:", session_id="user_123")),
+    "sync, of a store": lambda: _use_sync(SessionStore(":memory:").session("user_123")),
+    "the SDK's names": lambda: asyncio.run(_use(openai_agents.AsyncSQLiteSession("user_123"))),
+    "the SDK's names, closed by the other close()": lambda: asyncio.run(_use(openai_agents.SQLiteSession("user_123"))),
+}
+
+
+async def _use(session: AsyncSession) -> None:
+    await session.add_items([{"number": 1}])
+    assert await session.with_settings(None).get_items() == [{"number": 1}]
+
+
+def _use_sync(session: Session) -> None:
+    session.add_items([{"number": 1}])
+    assert session.with_settings(None).get_items() == [{"number": 1}]
+
+
+@pytest.mark.parametrize("use", USES)
+def test_sessions_in_memory_that_are_dropped_unclosed_leave_no_thread_and_no_connection(use: str) -> None:
+    _use_sync(SQLiteSession(":memory:", session_id="user_123"))  # starts the background loop
+    wait_until(lambda: open_connections() == [])
+    gc.collect()
+    gc.disable()  # each goes with its last reference, not when Python looks for cycles
+    try:
+        before = running_threads()
+        for _ in range(20):
+            USES[use]()
+        wait_until(lambda: open_connections() == [] and not _connections_since(before))
+    finally:
+        gc.enable()
+
+
+def test_the_pools_of_dropped_databases_in_memory_are_dropped_too() -> None:
+    def pools() -> int:
+        gc.collect()
+        return sum(isinstance(found, Pool) for found in gc.get_objects())
+
+    before = pools()
+    for _ in range(20):
+        _use_sync(SQLiteSession(":memory:", session_id="user_123"))
+    assert pools() <= before + 1  # the last one's, until another is leased
+
+
+def test_a_database_in_memory_stays_as_long_as_one_of_its_sessions_can_be_used() -> None:
+    session = SessionStore(":memory:").session("user_123")
+    session.add_items([{"number": 1}])
+    another = session.with_settings(None)
+    del session
+    gc.collect()
+    assert another.get_items() == [{"number": 1}]
+
+
+@needs_fork
+def test_a_session_in_memory_that_a_child_process_drops_stays_in_the_parent(path: Path) -> None:
+    script = """
+import gc, os, sys
+from agentmem import SQLiteSession
+session = SQLiteSession(":memory:", session_id="user_123")
+session.add_items([{"number": 1}])
+child = os.fork()
+if child == 0:
+    del session
+    gc.collect()
+    another = SQLiteSession(sys.argv[1], session_id="user_123")
+    another.add_items([{"number": 2}])
+    another.close()
+    os._exit(0)
+print(os.waitpid(child, 0)[1], session.get_items())
+"""
+    flags = ("-X", "dev", "-W", "error", "-W", "ignore::DeprecationWarning")
+    assert run_quietly(script, path, flags=flags) == "0 [{'number': 1}]\n"
 
 
 async def _refuses_every_call(engine: SQLiteEngine) -> None:
