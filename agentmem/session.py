@@ -33,7 +33,7 @@ from .engines import open_engine
 from .engines.base import Engine
 from .errors import CorruptItemWarning, SessionClosedError
 from .items import encode_items
-from .reading import TailReading, WindowReading
+from .reading import HistoryReading, TailReading, WindowReading
 from .replay import SessionSettings
 
 
@@ -200,7 +200,7 @@ class AsyncSession:
     def _new_reading(self, limit: int | None) -> TailReading:
         if limit is not None:
             return TailReading(check_limit(limit))
-        return WindowReading(self.settings) if self.settings.has_caps else TailReading(None)
+        return WindowReading(self.settings) if self.settings.has_caps else HistoryReading()
 
     def _warn_of_corrupt_rows(self, reading: TailReading) -> None:
         for position in reading.corrupt:
