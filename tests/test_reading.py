@@ -26,7 +26,7 @@ from strategies import (
 
 from agentmem.items import Item, encode_item
 from agentmem.reading import SLICE_ROWS, HistoryReading, Row, TailReading, WindowReading
-from agentmem.replay import REACH_ITEMS, SessionSettings, find_window, replay_window
+from agentmem.replay import SessionSettings, find_window, replay_window
 
 CORRUPT: list[Any] = [b"", b"{", b"[1]", b"\xff\xfe", b'{"a":NaN}', b'{"a":1}x', b"null", None, 5, "text"]
 """What a damaged database may hold in place of an item; SQLite keeps any type in any column."""
@@ -253,23 +253,23 @@ LATE = [call("function_call", "late"), *CHAT * 5_000, output("function_call", "l
 @pytest.mark.parametrize(
     ("history", "most"),
     [
-        ([*CHAT * 5_000, ORPHAN], 2 * REACH_ITEMS),
-        ([*CHAT * 5_000, ORPHAN, *CHAT], 2 * REACH_ITEMS),
-        ([*CHAT * 5_000, ORPHAN, *CHAT * 9], 2 * REACH_ITEMS),
-        ([*CHAT * 5_000, ORPHAN, *CHAT * 11], 2 * REACH_ITEMS),
-        ([*CHAT * 5_000, *CHAT[:1], *[ORPHAN] * 20, *CHAT], 2 * REACH_ITEMS),
-        (LATE, 2 * REACH_ITEMS),
-        ([message("user"), ORPHAN, message("assistant")] * 3_000, 2 * REACH_ITEMS),
+        ([*CHAT * 5_000, ORPHAN], 1_024),
+        ([*CHAT * 5_000, ORPHAN, *CHAT], 1_024),
+        ([*CHAT * 5_000, ORPHAN, *CHAT * 9], 1_024),
+        ([*CHAT * 5_000, ORPHAN, *CHAT * 11], 1_024),
+        ([*CHAT * 5_000, *CHAT[:1], *[ORPHAN] * 20, *CHAT], 1_024),
+        (LATE, 1_024),
+        ([message("user"), ORPHAN, message("assistant")] * 3_000, 1_024),
         ([message("user"), call("function_call", "lost"), message("assistant")] * 3_000, 120),
         ([message("user"), reasoning()] * 5_000, 120),
-        ([*CHAT * 5_000, call("function_call", "c", **LOST_PROGRAM), output("function_call", "c")], 2 * REACH_ITEMS),
-        ([*CHAT * 200, *[ORPHAN] * 10_000], 20 * REACH_ITEMS),
-        ([*CHAT * 200, *[call("function_call", "lost")] * 10_000], 3 * REACH_ITEMS),
+        ([*CHAT * 5_000, call("function_call", "c", **LOST_PROGRAM), output("function_call", "c")], 1_024),
+        ([*CHAT * 200, *[ORPHAN] * 10_000], 10_240),
+        ([*CHAT * 200, *[call("function_call", "lost")] * 10_000], 1_536),
         (
             [*CHAT * 200, *[call("function_call", "c", **LOST_PROGRAM), output("function_call", "c")] * 5_000],
-            20 * REACH_ITEMS,
+            10_240,
         ),
-        ([*CHAT * 200, *[{"type": "compaction_trigger"}] * 10_000], 3 * REACH_ITEMS),
+        ([*CHAT * 200, *[{"type": "compaction_trigger"}] * 10_000], 1_536),
     ],
     ids=[
         "an orphan at the end",
@@ -307,7 +307,7 @@ def test_how_many_orphans_there_are_makes_no_difference(orphans: int, settings: 
         part = list(itertools.islice(newest_first, wanted))
         read += len(part)
         wanted = reading.feed(part, at_start=len(part) < wanted)
-    assert read <= 4 * REACH_ITEMS
+    assert read <= 2_048
     assert reading.result() == []
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ..items import Item, encode_items
 from ..reading import TailReading, WindowReading
-from ..replay import REACH_ITEMS, SessionSettings, replay_window
+from ..replay import SessionSettings, replay_window
 from .fixtures import Check, OpenEngine, expect_equal, make_items, make_rows, read_items, scratch_session
 
 
@@ -38,9 +38,9 @@ async def a_window_reads_no_more_than_it_takes(open_engine: OpenEngine) -> None:
     turn: list[Item] = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
     histories = {
         "whole turns": (turn * 2000, 100),
-        "an orphan at the end": ([*turn * 2000, orphan], 2 * REACH_ITEMS),
-        "an orphan in each turn": ([*turn, orphan] * 1500, 2 * REACH_ITEMS),
-        "nothing but orphans": ([orphan] * 4000, 4 * REACH_ITEMS),
+        "an orphan at the end": ([*turn * 2000, orphan], 1_024),
+        "an orphan in each turn": ([*turn, orphan] * 1500, 1_024),
+        "nothing but orphans": ([orphan] * 4000, 2_048),
     }
     for name, (history, most) in histories.items():
         async with scratch_session(open_engine) as (engine, session_id):
