@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from .items import Item, decode_item, decode_joined
-from .replay import SessionSettings, find_window
+from .replay import SessionSettings, WindowSearch, first_items, uncapped_window
 
 SLICE_ROWS = 512
 """The most rows that a reading asks for at once. Fetching and decoding them holds the interpreter lock for about a
@@ -156,6 +156,31 @@ class PopReading(TailReading):
         return wanted
 
 
+class HistoryReading(TailReading):
+    """Reads the replay window of a session without caps: all items, or those from its newest ``compaction`` item on."""
+
+    _searched: int
+
+    def __init__(self) -> None:
+        super().__init__(None)
+
+    def result(self) -> list[Item]:
+        """The items of the window, oldest first."""
+        return uncapped_window(super().result())
+
+    def restart(self) -> None:
+        """Forget all rows: they are fed again, beginning with the newest."""
+        super().restart()
+        self._searched = 0
+
+    def _rows_still_wanted(self, count: int, *, at_start: bool) -> int:
+        new = self._newest_first[self._searched :]
+        self._searched = len(self._newest_first)
+        if any(item.get("type") == "compaction" for item in new):
+            return 0
+        return super()._rows_still_wanted(count, at_start=at_start)
+
+
 class WindowReading(TailReading):
     """Reads the replay window of a session, and only as many rows as it depends on.
 
@@ -163,8 +188,8 @@ class WindowReading(TailReading):
         settings: the caps; at least one must be set.
     """
 
-    _window: list[Item]
-    _rows_before_search: int
+    _search: WindowSearch
+    _searched: int
 
     def __init__(self, settings: SessionSettings) -> None:
         self._settings = settings
@@ -178,36 +203,22 @@ class WindowReading(TailReading):
 
     def result(self) -> list[Item]:
         """The items of the window, oldest first."""
-        return self._window
+        return self._search.finish()
 
     def restart(self) -> None:
         """Forget all rows: they are fed again, beginning with the newest."""
         super().restart()
-        self._window = []
-        self._rows_before_search = self._estimated_rows()
+        self._search = WindowSearch(self._settings)
+        self._searched = 0
 
     def _rows_still_wanted(self, count: int, *, at_start: bool) -> int:
-        self._rows_before_search -= count
-        if at_start or self._rows_before_search <= 0:
-            window = find_window(self._newest_first[::-1], self._settings, at_start=at_start)
-            if window is not None:
-                self._window = window
-                return 0
-            # Twice as many rows for each search, so that a row is looked at twice at most, on average.
-            self._rows_before_search = len(self._newest_first) + len(self.corrupt)
-        return self._next_slice_rows()
+        self._search.take(self._newest_first[self._searched :])
+        self._searched = len(self._newest_first)
+        # With corrupt rows, the first slice has fewer items than a compaction is looked for in; that is enough.
+        is_complete = at_start or self._search.is_settled or self._search.wants_only_compaction
+        return 0 if is_complete else self._next_slice_rows()
 
     def _next_slice_rows(self) -> int:
-        return min(SLICE_ROWS, self._rows_before_search)
-
-    def _estimated_rows(self) -> int:
-        # A few more than the cap, because an exchange or reasoning may begin before it. Eight items a turn and 64
-        # tokens an item only decide when the window is first searched; the window is the same for any number.
-        guesses = [SLICE_ROWS]
-        if self._settings.limit is not None:
-            guesses.append(self._settings.limit + 4 if self._settings.limit else 0)
-        if self._settings.max_turns is not None:
-            guesses.append(self._settings.max_turns * 8)
-        if self._settings.max_tokens is not None:
-            guesses.append(self._settings.max_tokens // 64 + 8)
-        return min(guesses)
+        # As many again as were read: so at most twice as many rows are read as the window takes, in few slices.
+        read = len(self._newest_first) + len(self.corrupt)
+        return min(SLICE_ROWS, read or first_items(self._settings))

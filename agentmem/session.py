@@ -38,7 +38,7 @@ from .engines.base import Engine
 from .errors import CorruptItemWarning, SessionClosedError
 from .handle import refuse_copies
 from .items import Item, decode_item, encode_items
-from .reading import PopReading, RowsToWarnOf, TailReading, WindowReading
+from .reading import HistoryReading, PopReading, RowsToWarnOf, TailReading, WindowReading
 from .replay import SessionSettings
 
 
@@ -219,7 +219,7 @@ class AsyncSession:
     def _new_reading(self, limit: int | None) -> TailReading:
         if limit is not None:
             return TailReading(check_limit(limit))
-        return WindowReading(self.settings) if self.settings.has_caps else TailReading(None)
+        return WindowReading(self.settings) if self.settings.has_caps else HistoryReading()
 
     async def _read_counted_window(self, engine: Engine) -> tuple[TailReading, list[Item]]:
         """Read the replay window as the caller's ``count_tokens`` says, which is called when the rows have been read.

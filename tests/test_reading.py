@@ -13,17 +13,19 @@ from hypothesis import strategies as st
 from strategies import (
     History,
     call,
+    compaction,
     histories,
     json_objects,
     message,
     numbered,
+    odd_items,
     output,
     reasoning,
     whole_histories,
 )
 
 from agentmem.items import Item, encode_item
-from agentmem.reading import SLICE_ROWS, Row, TailReading, WindowReading
+from agentmem.reading import SLICE_ROWS, HistoryReading, Row, TailReading, WindowReading
 from agentmem.replay import SessionSettings, find_window, replay_window
 
 CORRUPT: list[Any] = [b"", b"{", b"[1]", b"\xff\xfe", b'{"a":NaN}', b'{"a":1}x', b"null", None, 5, "text"]
@@ -238,6 +240,125 @@ def test_a_window_of_ten_thousand_rows_reads_only_its_end(turn: History, setting
     fed = feed(WindowReading(settings), rows_of(items))
     assert fed.read <= most
     assert fed.items == replay_window(items, settings)
+
+
+ORPHAN = output("function_call", "lost")
+LOST_PROGRAM = {"caller": {"type": "program", "caller_id": "lost"}}
+LATE = [call("function_call", "late"), *CHAT * 5_000, output("function_call", "late")]
+
+
+@pytest.mark.parametrize(
+    "settings", [SessionSettings(limit=20), SessionSettings(max_turns=10), SessionSettings(max_tokens=300)], ids=str
+)
+@pytest.mark.parametrize(
+    ("history", "most"),
+    [
+        ([*CHAT * 5_000, ORPHAN], 1_024),
+        ([*CHAT * 5_000, ORPHAN, *CHAT], 1_024),
+        ([*CHAT * 5_000, ORPHAN, *CHAT * 9], 1_024),
+        ([*CHAT * 5_000, ORPHAN, *CHAT * 11], 1_024),
+        ([*CHAT * 5_000, *CHAT[:1], *[ORPHAN] * 20, *CHAT], 1_024),
+        (LATE, 1_024),
+        ([message("user"), ORPHAN, message("assistant")] * 3_000, 1_024),
+        ([message("user"), call("function_call", "lost"), message("assistant")] * 3_000, 120),
+        ([message("user"), reasoning()] * 5_000, 120),
+        ([*CHAT * 5_000, call("function_call", "c", **LOST_PROGRAM), output("function_call", "c")], 1_024),
+        ([*CHAT * 200, *[ORPHAN] * 10_000], 10_240),
+        ([*CHAT * 200, *[call("function_call", "lost")] * 10_000], 1_536),
+        (
+            [*CHAT * 200, *[call("function_call", "c", **LOST_PROGRAM), output("function_call", "c")] * 5_000],
+            10_240,
+        ),
+        ([*CHAT * 200, *[{"type": "compaction_trigger"}] * 10_000], 1_536),
+    ],
+    ids=[
+        "an orphan at the end",
+        "an orphan before a turn",
+        "an orphan at the edge",
+        "an orphan beyond the edge",
+        "orphans in a row",
+        "an output long after its call",
+        "an orphan in each turn",
+        "a call without output in each turn",
+        "reasoning that led to nothing in each turn",
+        "a call of a lost program",
+        "only orphans",
+        "only calls without output",
+        "only calls of a lost program",
+        "only triggers",
+    ],
+)
+def test_a_window_reads_no_further_than_its_reach_however_the_history_came_to_be(
+    history: History, most: int, settings: SessionSettings
+) -> None:
+    fed = feed(WindowReading(settings), rows_of(history))
+    assert fed.read <= most
+    assert fed.items == replay_window(history, settings)
+
+
+@pytest.mark.parametrize("settings", [SessionSettings(limit=20), SessionSettings(max_tokens=200)], ids=str)
+@pytest.mark.parametrize("orphans", [10_000, 1_000_000], ids=["ten thousand", "a million"])
+def test_how_many_orphans_there_are_makes_no_difference(orphans: int, settings: SessionSettings) -> None:
+    """With a cap that even they would exceed, if their calls were found."""
+    newest_first = itertools.repeat((0, encode_item(ORPHAN).encode()), orphans)
+    reading = WindowReading(settings)
+    read, wanted = 0, reading.first
+    while wanted:
+        part = list(itertools.islice(newest_first, wanted))
+        read += len(part)
+        wanted = reading.feed(part, at_start=len(part) < wanted)
+    assert read <= 2_048
+    assert reading.result() == []
+
+
+def test_an_orphan_takes_no_room_from_what_is_whole() -> None:
+    history = numbered([*CHAT * 1_000, ORPHAN, *CHAT])
+    kept = [item for item in history if item["type" if "type" in item else "role"] != ORPHAN["type"]]
+    assert feed(WindowReading(SessionSettings(limit=20)), rows_of(history)).items == kept[-20:]
+
+
+def test_an_output_in_a_long_window_finds_its_call_as_far_as_the_window_reaches() -> None:
+    history = numbered([*CHAT, call("function_call"), *CHAT * 1_500, output("function_call"), *CHAT])
+    fed = feed(WindowReading(SessionSettings(limit=4_000)), rows_of(history))
+    assert fed.items == history
+    without = [item for item in history if item.get("call_id") is None]
+    assert feed(WindowReading(SessionSettings(limit=3_000)), rows_of(history)).items == without[-3_000:]
+
+
+def test_a_program_that_made_thousands_of_calls_is_whole() -> None:
+    by_program = {"caller": {"type": "program", "caller_id": "p"}}
+    calls = [half for n in range(2_000) for half in (call("shell_call", n, **by_program), output("shell_call", n))]
+    history = [*CHAT, call("program", "p"), *calls, output("program", "p"), *CHAT]
+    for settings in (SessionSettings(limit=5_000), SessionSettings(max_turns=3)):
+        assert feed(WindowReading(settings), rows_of(history)).items == history
+
+
+# --------------------------------------------------------------------------------------------------- compactions
+
+
+def test_without_caps_no_row_before_the_newest_compaction_is_read() -> None:
+    history = numbered([*CHAT * 5_000, compaction(), *CHAT * 5])
+    fed = feed(HistoryReading(), rows_of(history))
+    assert fed.items == history[-11:]
+    assert fed.read <= SLICE_ROWS
+
+
+def test_without_caps_and_compaction_all_rows_are_read() -> None:
+    history = numbered(CHAT * 1_000)
+    assert feed(HistoryReading(), rows_of(history)).items == history
+    assert feed(HistoryReading(), []).items == []
+
+
+@given(histories(), st.lists(odd_items(), max_size=7), st.none() | capped_settings(), st.data())
+def test_a_window_with_a_compaction_is_that_of_all_items(
+    before: History, after: History, settings: SessionSettings | None, data: st.DataObject
+) -> None:
+    items = numbered([*before, compaction(), *after])
+    if settings is None:
+        reading: TailReading = HistoryReading()
+        assert feed(reading, data.draw(damaged(items))).items == replay_window(items, SessionSettings())
+    else:
+        assert feed(WindowReading(settings), rows_of(items)).items == replay_window(items, settings)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..items import Item, encode_items
 from ..reading import TailReading, WindowReading
 from ..replay import SessionSettings, replay_window
@@ -28,6 +30,40 @@ async def the_replay_window_is_that_of_the_pure_function(open_engine: OpenEngine
         ):
             window = await engine.read(session_id, WindowReading(settings))
             expect_equal(window, replay_window(history, settings), f"the window of {settings!r}")
+
+
+async def a_window_reads_no_more_than_it_takes(open_engine: OpenEngine) -> None:
+    """However the history came to be: with outputs at its end, in each turn or nowhere else whose call is missing."""
+    orphan: Item = {"type": "function_call_output", "call_id": "lost", "output": "1"}
+    turn: list[Item] = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
+    histories = {
+        "whole turns": (turn * 2000, 100),
+        "an orphan at the end": ([*turn * 2000, orphan], 1_024),
+        "an orphan in each turn": ([*turn, orphan] * 1500, 1_024),
+        "nothing but orphans": ([orphan] * 4000, 2_048),
+    }
+    for name, (history, most) in histories.items():
+        async with scratch_session(open_engine) as (engine, session_id):
+            await engine.append(session_id, encode_items(history))
+            for settings in (SessionSettings(limit=20), SessionSettings(max_tokens=300)):
+                reading = _CountingReading(settings)
+                window = await engine.read(session_id, reading)
+                expect_equal(window, replay_window(history, settings), f"{name}: the window of {settings!r}")
+                expect_equal(reading.rows <= most, True, f"{name}: {reading.rows} rows read, of at most {most}")
+
+
+class _CountingReading(WindowReading):
+    """Counts the rows that it is fed."""
+
+    rows = 0
+
+    def feed(self, rows: Sequence[tuple[int, bytes]], *, at_start: bool) -> int:
+        self.rows += len(rows)
+        return super().feed(rows, at_start=at_start)
+
+    def feed_joined(self, joined: bytes, count: int, oldest: int) -> bool:
+        self.rows += count
+        return super().feed_joined(joined, count, oldest)
 
 
 async def a_corrupt_row_hides_no_other(open_engine: OpenEngine) -> None:
@@ -58,5 +94,6 @@ def _long_history() -> list[Item]:
 CHECKS: tuple[Check, ...] = (
     a_limit_takes_exactly_the_newest_items,
     the_replay_window_is_that_of_the_pure_function,
+    a_window_reads_no_more_than_it_takes,
     a_corrupt_row_hides_no_other,
 )

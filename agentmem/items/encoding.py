@@ -130,12 +130,17 @@ def decode_joined(joined: bytes, count: int) -> list[Item] | None:
     return items if len(items) == count and all(type(item) is dict for item in items) else None
 
 
+def compact_json(item: Item) -> bytes:
+    """Return the item's compact JSON in UTF-8, in which a lone surrogate has the three bytes that WTF-8 gives it."""
+    try:
+        return to_json(item)
+    except ValueError:  # a lone surrogate, or very deep nesting
+        return json.dumps(item, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
+
+
 def json_size_bytes(item: Item) -> int:
     """Return the length of the item's compact JSON, in bytes of UTF-8."""
-    try:
-        return len(to_json(item))
-    except ValueError:  # a lone surrogate, or very deep nesting
-        return len(json.dumps(item, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass"))
+    return len(compact_json(item))
 
 
 def _refuse_constant(name: str) -> None:

@@ -160,7 +160,8 @@ class Run:
         except Exception as error:
             raise RunError(f"the session_input_callback failed: {type(error).__name__}: {error}") from error
         items = [decode_item(text) for text in texts]
-        return [item for item, members in zip(items, exchange_members(items, running_from=0), strict=True) if members]
+        whole = [item for item, members in zip(items, exchange_members(items, running_from=0), strict=True) if members]
+        return [*whole, *(item for item in items[-1:] if item.get("type") == "compaction_trigger")]  # none is replayed
 
     async def _call_model_and_tools(self) -> RunResult | None:
         """Call the model, run the tools and handoffs that it asks for, and store all of it.

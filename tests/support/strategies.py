@@ -24,6 +24,7 @@ OUTPUT_KIND = {
     "tool_search_call": "tool_search_output",
     "program": "program_output",
     "mcp_approval_request": "mcp_approval_response",
+    "multi_agent_call": "multi_agent_call_output",
 }
 """The paired kinds of the Responses API, first half to second half; test_replay holds this against ``openai``."""
 
@@ -31,6 +32,9 @@ HOSTED_KINDS = ["web_search_call", "file_search_call", "code_interpreter_call", 
 """Calls that the API answers in the same item."""
 
 INPUT_ROLES = ["user", "system", "developer"]
+
+INPUT_KINDS = ["additional_tools", "compaction", "compaction_trigger", "configuration_update", "item_reference"]
+"""What the application puts into the input, beside messages and the outputs of calls."""
 
 # --------------------------------------------------------------------------------------------------------------- JSON
 
@@ -95,6 +99,16 @@ def output(kind: str, call_id: object = "a", **fields: object) -> JsonObject:
     return {"type": OUTPUT_KIND[kind], name: call_id, **fields}
 
 
+def reference(item_id: str = "fc_1") -> JsonObject:
+    """A reference to an item that only the API has."""
+    return {"type": "item_reference", "id": item_id}
+
+
+def compaction() -> JsonObject:
+    """What stands for all that is before it."""
+    return {"type": "compaction", "id": "cmp_1", "encrypted_content": "gAAAA"}
+
+
 def reasoning() -> JsonObject:
     """Reasoning, as a stored response has it."""
     return {"type": "reasoning", "id": "rs", "summary": []}
@@ -113,9 +127,12 @@ def _steps(draw: st.DrawFn, name: Callable[[], str]) -> list[JsonObject]:
         outputs.append(output(kind, call_id))
         if kind == "program":
             caller = {"caller": {"type": "program", "caller_id": call_id}}
-            for child in draw(st.lists(st.sampled_from(["function_call", "shell_call"]), max_size=2)):
+            for child in draw(st.lists(st.sampled_from(["function_call", "shell_call", "mcp_call"]), max_size=2)):
                 child_id = name()
-                items += [call(child, child_id, **caller), output(child, child_id, **caller)]
+                if child in HOSTED_KINDS:
+                    items.append({"type": child, "id": child_id, **caller})
+                else:
+                    items += [call(child, child_id, **caller), output(child, child_id, **caller)]
     if not outputs:
         return [*items, {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "…"}]}]
     return items + draw(st.permutations(outputs))
@@ -141,9 +158,11 @@ def whole_histories(draw: st.DrawFn, max_turns: int = 4) -> History:
 
 @st.composite
 def plausible_histories(draw: st.DrawFn, max_turns: int = 4) -> History:
-    """Whole histories after an accident or two: items lost, doubled or late, the beginning or the end cut off."""
+    """Whole histories after an accident or two: items lost, doubled, late or only referred to, the
+    beginning or the end cut off."""
     items = draw(whole_histories(max_turns))
-    for accident in draw(st.lists(st.sampled_from(["lose", "double", "late", "begin", "end"]), max_size=3)):
+    accidents = ["lose", "double", "late", "begin", "end", "refer"]
+    for accident in draw(st.lists(st.sampled_from(accidents), max_size=3)):
         if not items:
             break
         place = draw(st.integers(0, len(items) - 1))
@@ -153,6 +172,8 @@ def plausible_histories(draw: st.DrawFn, max_turns: int = 4) -> History:
             items.insert(draw(st.integers(0, len(items))), items[place])
         elif accident == "late":
             items.insert(draw(st.integers(place, len(items) - 1)), items.pop(place))
+        elif accident == "refer":
+            items[place] = reference(draw(st.sampled_from(["fc_1", "msg_1"])))
         elif accident == "begin":
             del items[:place]
         else:
@@ -185,12 +206,20 @@ def odd_items(draw: st.DrawFn) -> JsonObject:
             {"role": {"user": 1}, "type": "message"},
             {"role": None},
             {"type": "user"},
-            {"type": "item_reference", "id": "a"},
+            {
+                "type": draw(st.sampled_from(["item_reference", None])),
+                "id": draw(st.sampled_from(["a", "fc_1", "msg_1"])),
+            },
+            {"id": "fc_1"},
+            {"id": ["fc_1"]},
+            {"type": draw(st.sampled_from(["compaction_trigger", "configuration_update", "additional_tools"]))},
+            {"type": "additional_tools", "role": "developer"},
             {"type": "function_call"},
             {"type": "function_call_output"},
             {"type": "mcp_approval_request"},
             {"type": "local_shell_call_output", "call_id": None, "id": "a"},
             {"type": draw(st.sampled_from(HOSTED_KINDS)), "call_id": "a"},
+            {"type": draw(st.sampled_from(HOSTED_KINDS)), "caller": {"type": "program", "caller_id": draw(ids)}},
             {"type": "function_call_output", "call_id": "a", "role": "user"},
         ]
         return draw(st.sampled_from(odd))
@@ -200,6 +229,8 @@ def odd_items(draw: st.DrawFn) -> JsonObject:
     if draw(st.integers(0, 3)) == 0:
         callers = [{"type": "program", "caller_id": draw(ids)}, {"type": "direct"}, {"type": "program"}, "program", []]
         half["caller"] = draw(st.sampled_from(callers))
+    if sort == "call" and draw(st.integers(0, 5)) == 0:
+        half["async"] = draw(st.sampled_from([True, False, None, "true"]))
     return half
 
 

@@ -197,8 +197,8 @@ class ReadJoined:
 
         They are fed here if they are more than ``MAX_INLINE_BYTES`` or SQLite cannot join them.
         """
-        joined = _read_newest_joined(raw, self.session_id, self.reading.first) if _can_join_nul(raw) else None
-        if joined is None or len(joined[0]) > MAX_INLINE_BYTES:
+        joined = read_newest_joined(raw, self.session_id, self.reading.first) if _can_join_nul(raw) else None
+        if joined is None:
             _feed_newest_first(raw, self.session_id, self.reading)
             return None
         return joined
@@ -266,12 +266,23 @@ def _can_join_nul(raw: sqlite3.Connection) -> bool:
     return _joins_nul
 
 
-def _read_newest_joined(raw: sqlite3.Connection, session_id: str, max_rows: int) -> Joined | None:
-    """Return the newest rows as one text, newest first; None if it would be longer than SQLite's longest value."""
+def read_newest_joined(raw: sqlite3.Connection, session_id: str, max_rows: int) -> Joined | None:
+    """Return the newest rows as one text, newest first; None if it would be longer than ``MAX_INLINE_BYTES``.
+
+    Args:
+        raw: the connection.
+        session_id: the session.
+        max_rows: how many rows.
+    """
+    # SQLite itself stops at the row that is too long, before it loads it, so that long rows are read only once, by what
+    # feeds them one by one (sqlite.org/c3ref/c_limit_attached.html#sqlitelimitlength).
+    limit = raw.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_INLINE_BYTES)
     try:
         joined: Joined = raw.execute(_NEWEST_JOINED, (session_id, session_id, max_rows)).fetchone()
     except sqlite3.DataError:
         return None
+    finally:
+        raw.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, limit)
     return joined
 
 

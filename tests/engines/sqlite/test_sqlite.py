@@ -12,6 +12,7 @@ import sqlite3
 import stat
 import subprocess
 import threading
+import tracemalloc
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,11 @@ from processes import Child, files
 from tools import need_setpriv_under_root
 
 from agentmem import AsyncSessionStore, AsyncSQLiteSession, SessionSettings
+from agentmem.engines.readings import MAX_INLINE_BYTES
 from agentmem.engines.sqlite.engine import SQLiteEngine
 from agentmem.engines.sqlite.errors import ERRORS, map_error
 from agentmem.engines.sqlite.schema import APPLICATION_ID, SCHEMA_VERSION
+from agentmem.engines.sqlite.statements import read_newest_joined
 from agentmem.errors import (
     CorruptItemWarning,
     SchemaVersionError,
@@ -709,6 +712,23 @@ async def test_only_few_rows_of_few_bytes_are_decoded_on_the_event_loop(
     assert len(await engine.read("user_123", reading)) == (limit or 80)
     assert reading.fed == fed
     await engine.close()
+
+
+@pytest.mark.parametrize("texts", [["x" * 2_000_000] * 20, ["x" * 20_000] * 20], ids=["long rows", "many bytes"])
+async def test_rows_that_are_too_long_to_be_joined_are_not_read_for_it(path: Path, texts: list[str]) -> None:
+    """They are read once, by what feeds them one by one. What SQLite loads of them would become one Python object."""
+    await add(path, *({"text": text} for text in texts))
+    with shell(path) as connection:
+        tracemalloc.start()
+        try:
+            assert read_newest_joined(connection, "user_123", SHORT_ROWS) is None
+            _, peak_bytes = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert peak_bytes < 2 * MAX_INLINE_BYTES
+        assert connection.getlimit(sqlite3.SQLITE_LIMIT_LENGTH) >= 1_000_000_000
+        longest = connection.execute("SELECT max(length(CAST(item AS BLOB))) FROM agentmem_items").fetchone()
+        assert longest == (len(texts[0]) + len('{"text":""}'),)
 
 
 async def test_a_callers_function_is_never_called_on_the_event_loop(path: Path) -> None:
