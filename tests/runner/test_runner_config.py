@@ -171,6 +171,13 @@ async def test_half_an_exchange_that_the_callback_leaves_is_not_sent(
     assert [len(request["input"]) - 1 for request in server.requests] == [1, 1, 3, 4, 5, 5, 7, 8]
 
 
+async def test_a_trigger_of_a_compaction_that_the_input_ends_with_is_sent_though_none_is_replayed() -> None:
+    recorder, trigger = Recorder(), {"type": "compaction_trigger"}
+    config = RunConfig(session_input_callback=lambda history, new: [trigger, *new])
+    await Runner.run(Agent("A", None, recorder), [user("Hi"), trigger], run_config=config)
+    assert list(recorder.requests[0].input) == [user("Hi"), trigger]
+
+
 async def test_the_callback_sees_an_unfinished_turn_as_the_new_input(session: AsyncSQLiteSession) -> None:
     recorder = Recorder()
     await session.add_items([*weather_turn(0), *weather_turn(1)[:3]])
