@@ -11,6 +11,7 @@ from uuid import uuid4
 import pytest
 from in_postgres import WRITES, connected, numbered, stored
 from postgres_server import PostgresServer
+from waiting import WAIT_S
 
 from agentmem import AsyncSessionStore, SessionStore
 
@@ -66,12 +67,15 @@ async def test_whoever_ends_in_an_orderly_way_leaves_no_number_behind(postgres: 
         assert writers(postgres) == 0
 
 
-async def test_where_a_pool_has_no_connection_to_spare_closing_does_not_wait_for_one(postgres: PostgresServer) -> None:
+async def test_where_a_pool_has_no_connection_to_spare_closing_does_not_wait_for_one(
+    postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentmem.engines.postgres.lane.AT_END_S", 2 * WAIT_S)
     async with asyncpg.create_pool(postgres.url, min_size=0, max_size=1) as pool:
         store = AsyncSessionStore(pool, busy_timeout_s=60)
         await store.session("user_1").add_items(numbered(0))
         async with pool.acquire():
-            await store.close()
+            await asyncio.wait_for(store.close(), WAIT_S)
     assert writers(postgres) == 1
 
 
