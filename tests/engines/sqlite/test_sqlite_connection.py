@@ -41,7 +41,7 @@ def nothing(_: object) -> None:
 
 
 async def connect(path: Path) -> Connection:
-    return await Connection.open(str(path), 5.0, nothing)
+    return await Connection.open(str(path), nothing)
 
 
 class Sent:
@@ -51,6 +51,7 @@ class Sent:
         self.loop = asyncio.get_running_loop()
         self.batch = Batch(1, 0, [Job(write, self.loop.create_future()) for write in writes])
         self.told: list[Outcome] = []
+        self.met: list[Exception | None] = []
         self.ended = asyncio.Event()
         self.note_return: Callable[[Batch[Any]], object] = nothing
         self._run = run
@@ -66,6 +67,9 @@ class Sent:
     def returned(self, batch: Batch[Any]) -> None:
         self.note_return(batch)
         self.ended.set()
+
+    def waits(self, met: Exception | None) -> None:
+        self.met.append(met)
 
 
 async def test_a_function_runs_in_the_connections_thread_and_its_result_comes_back(path: Path) -> None:
@@ -146,7 +150,7 @@ async def test_a_connection_whose_preparation_fails_is_closed(path: Path) -> Non
 
     before = running_threads()
     with pytest.raises(LookupError):
-        await Connection.open(str(path), 5.0, fail)
+        await Connection.open(str(path), fail)
     assert open_connections() == []
     wait_until(lambda: not started_since(before))
 
@@ -236,8 +240,8 @@ async def test_only_small_appends_keep_the_news_of_the_commit_before_waiting(
         raw.set_trace_callback(None)
 
     both_sent = threading.Event()
-    prepare = partial(prepare_writer, name=str(path), busy_timeout_s=5.0, durability="full", accepts_sdk_file=False)
-    connection = await Connection.open(str(path), 5.0, prepare)
+    prepare = partial(prepare_writer, name=str(path), durability="full", accepts_sdk_file=False)
+    connection = await Connection.open(str(path), prepare)
     one, two = Sent(first), Sent(second, work)
     connection.send(one, one.batch)
     connection.send(two, two.batch)
@@ -261,8 +265,8 @@ async def test_each_write_is_told_of_before_a_large_one_of_its_own_batch_begins(
         run_writes(connection, sent, sent.batch, confirm=lambda: None)
         connection.raw.set_trace_callback(None)
 
-    prepare = partial(prepare_writer, name=str(path), busy_timeout_s=5.0, durability="full", accepts_sdk_file=False)
-    connection = await Connection.open(str(path), 5.0, prepare)
+    prepare = partial(prepare_writer, name=str(path), durability="full", accepts_sdk_file=False)
+    connection = await Connection.open(str(path), prepare)
     sent = Sent(run, Append("a", ["{}"]), Clear("b"), *(Append("c", ["x" * 1_500_000]) for _ in range(4)))
     connection.send(sent, sent.batch)
     await sent.ended.wait()
@@ -287,7 +291,7 @@ async def test_a_thread_that_fails_between_two_batches_ends_says_so_and_leaves_n
     told: list[threading.ExceptHookArgs] = []
     monkeypatch.setattr(threading, "excepthook", told.append)
     all_sent = threading.Event()
-    connection = await Connection.open(str(path), 5.0, prepare)
+    connection = await Connection.open(str(path), prepare)
     calls = [asyncio.ensure_future(connection.call(lambda _: all_sent.wait())) for _ in range(3)]
     await asyncio.sleep(0)
     all_sent.set()
@@ -334,7 +338,7 @@ def test_a_connection_whose_event_loop_is_closed_while_it_opens_closes_itself(pa
         go_on.wait()
 
     loop = asyncio.new_event_loop()
-    opening = loop.create_task(Connection.open(str(path), 5.0, prepare))
+    opening = loop.create_task(Connection.open(str(path), prepare))
     loop.run_until_complete(asyncio.sleep(0))
     preparing.wait()
     opening.cancel()
@@ -347,8 +351,8 @@ def test_a_connection_whose_event_loop_is_closed_while_it_opens_closes_itself(pa
 
 
 async def _connect_writer(path: Path) -> Connection:
-    prepare = partial(prepare_writer, name=str(path), busy_timeout_s=0, durability="full", accepts_sdk_file=False)
-    return await Connection.open(str(path), 5.0, prepare)
+    prepare = partial(prepare_writer, name=str(path), durability="full", accepts_sdk_file=False)
+    return await Connection.open(str(path), prepare)
 
 
 def _write(connection: Connection, sent: Sent) -> None:

@@ -306,7 +306,7 @@ async def test_pools_that_other_threads_abandon_at_any_step_of_opening_another_o
     closed = asyncio.new_event_loop()
     closed.close()
     other = str(path.with_name("other.db"))
-    left = Pool(Database(other, other, "other", busy_timeout_s=5.0, durability="full"), closed)
+    left = Pool(Database(other, other, "other", durability="full"), closed)
     steps = 0
 
     def abandon_one() -> None:
