@@ -471,6 +471,12 @@ class Groups(Generic[W]):
         return late
 
 
+def first_and_last_deadline(jobs: Iterable[Job[W]]) -> tuple[float, float]:
+    """The earliest deadline of these jobs, and the latest."""
+    its = [job.deadline for job in jobs]
+    return min(its), max(its)
+
+
 def give_errors(jobs: Iterable[Job[W]], error: BaseException) -> None:
     """Let each job fail with this error, as an object of its own.
 

@@ -46,12 +46,14 @@ class Query:
     run: Work[object]
 
 
-async def read_newest(lane: Lane, statements: Statements, wanted: Sequence[ReadNewest]) -> list[Joined | None]:
+async def read_newest(
+    lane: Lane, statements: Statements, wanted: Sequence[ReadNewest], deadline: float
+) -> list[Joined | None]:
     """The newest rows of each session; None where they are too long to come as one text."""
     ids, counts = [one.session_id for one in wanted], array(one.count for one in wanted)
     try:
         rows = await lane.run(
-            lambda connection: connection.fetch(statements.newest_joined, ids, counts, MAX_JOINED_BYTES)
+            lambda connection: connection.fetch(statements.newest_joined, ids, counts, MAX_JOINED_BYTES), deadline
         )
     except (asyncpg.ProgramLimitExceededError, asyncpg.OutOfMemoryError):  # the server could not join them
         return [None] * len(wanted)

@@ -19,6 +19,7 @@ from functools import partial
 from typing import cast
 from uuid import UUID, uuid4
 
+from .. import deadlines
 from ..operations import Append, Clear, Pop
 from .connection import BoundedConnection
 from .lane import Lane
@@ -58,19 +59,20 @@ class Writer:
         lane: its connections.
         statements: of the database.
         feeder: feeds what a pop reads.
-        busy_timeout_s: how long a call may wait for a lock.
     """
 
-    def __init__(self, lane: Lane, statements: Statements, feeder: Feeder, busy_timeout_s: float) -> None:
+    def __init__(self, lane: Lane, statements: Statements, feeder: Feeder) -> None:
         self.lane = lane
         self._statements = statements
         self._feeder = feeder
-        self._busy_timeout_s = busy_timeout_s
         self._id = uuid4()
         self._number = 0  # of its newest transaction
 
-    async def write(self, writes: Sequence[Write]) -> Sequence[object]:
+    async def write(self, writes: Sequence[Write], deadline: float, settle_by: float) -> Sequence[object]:
         """Carry out writes with one :func:`kind_of` in one transaction, exactly once.
+
+        Args:
+            deadline, settle_by: the earliest and the latest deadline of the calls that they are for.
 
         Returns:
             The result of each: what a pop read, else None.
@@ -81,9 +83,10 @@ class Writer:
                 sessions for longer than `LOCK_TIMEOUT_S`.
         """
         if not self._number:  # with its first write; what such old writers have sent is long since settled
-            await self.lane.run(lambda connection: connection.execute(self._statements.forget_writers))
+            await self.lane.run(lambda connection: connection.execute(self._statements.forget_writers), deadline)
         self._number += 1
-        lock_timeout_s = min(LOCK_TIMEOUT_S, self._busy_timeout_s)
+        lock_timeout_s = min(LOCK_TIMEOUT_S, deadline - deadlines.now())
+        run = partial(self.lane.run, deadline=deadline, settle_by=settle_by)
         claim: Claim = (
             milliseconds(lock_timeout_s),
             milliseconds(IDLE_IN_TRANSACTION_TIMEOUT_S),
@@ -92,23 +95,23 @@ class Writer:
         )
         first = writes[0]
         if isinstance(first, Pop):
-            return [await self.lane.run(partial(self._pop, claim, first))]
+            return [await run(partial(self._pop, claim, first))]
         if isinstance(first, Clear):
-            await self.lane.run(partial(self._clear, claim, [write.session_id for write in writes]))
+            await run(partial(self._clear, claim, [write.session_id for write in writes]))
         else:
             appends = cast("Sequence[Append]", writes)
             values = append_values((append.session_id, append.rows) for append in appends)
-            await self.lane.run(partial(self._append, claim, values))
+            await run(partial(self._append, claim, values))
         return [None] * len(writes)
 
-    async def held_among(self, session_ids: Iterable[str]) -> set[str]:
+    async def held_among(self, session_ids: Iterable[str], deadline: float) -> set[str]:
         """Which of these sessions other connections hold; one that another connection is just creating is not seen.
 
         Raises:
             GaveUp, asyncpg.PostgresError: it could not be found out.
         """
         ids = list(set(session_ids))
-        rows = await self.lane.run(lambda connection: connection.fetch(self._statements.held, ids))
+        rows = await self.lane.run(lambda connection: connection.fetch(self._statements.held, ids), deadline)
         return {session_id for (session_id,) in rows}
 
     async def _append(self, claim: Claim, values: Sequence[object], connection: BoundedConnection) -> None:

@@ -233,4 +233,3 @@ class Sender(Generic[W]):
         unsent, self._unsent = sorted(self._unsent), []
         for _, batch in unsent:
             self._batcher.fail(batch, error)
-

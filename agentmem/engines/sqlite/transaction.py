@@ -10,7 +10,6 @@ Rules kept here:
 
 from __future__ import annotations
 
-import sqlite3
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
@@ -127,9 +126,7 @@ def run_reads(connection: Connection, origin: Origin, batch: Batch[Read]) -> Non
         wait.end()
 
 
-def _read_all(
-    connection: Connection, origin: Origin, batch: Batch[Read], left: deque[Job[Read]]
-) -> Exception | None:
+def _read_all(connection: Connection, origin: Origin, batch: Batch[Read], left: deque[Job[Read]]) -> Exception | None:
     """Do the reads that are left, until one meets a lock, which is returned."""
     done: list[Job[Read]] = []
     met: Exception | None = None

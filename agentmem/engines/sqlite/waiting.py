@@ -16,7 +16,7 @@ from typing import Protocol
 from .. import deadlines
 
 PAUSES_S = (0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.025, 0.025, 0.025, 0.05, 0.05, 0.1)
-"""The pauses between two attempts, in seconds; the last is repeated. They are SQLite's (``sqliteDefaultBusyCallback``)."""
+"""The pauses between two attempts, in seconds; the last is repeated. SQLite's are the same."""
 
 
 class Resting(Protocol):

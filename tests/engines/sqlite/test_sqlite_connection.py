@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import sqlite3
@@ -24,7 +23,7 @@ from agentmem.engines.sqlite.connection import Connection, ConnectionLost, Outco
 from agentmem.engines.sqlite.file import create_private
 from agentmem.engines.sqlite.schema import prepare_writer
 from agentmem.engines.sqlite.statements import Append, Clear, Write
-from agentmem.engines.sqlite.transaction import QUICK_GROUP_BYTES, Transaction, run_writes
+from agentmem.engines.sqlite.transaction import QUICK_GROUP_BYTES, run_writes
 from agentmem.errors import StorageError
 
 pytestmark = pytest.mark.anyio
@@ -193,17 +192,13 @@ async def test_a_transaction_that_waits_for_another_process_does_not_hold_up_the
         both_sent.wait()
 
     def second(connection: Connection, sent: Sent) -> None:
-        with Transaction(connection):
-            connection.raw.execute("INSERT INTO t VALUES (2)")
+        _write(connection, sent)
 
     both_sent = threading.Event()
-    connection = await connect(path)
-    await connection.call(lambda one: one.raw.execute("PRAGMA journal_mode = WAL").close())
-    await connection.call(lambda one: one.raw.execute("CREATE TABLE t (n)"))
-    await connection.call(lambda one: one.raw.execute("PRAGMA busy_timeout = 60000").close())
-    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+    connection = await _connect_writer(path)
+    with shell(path) as other:
         other.execute("BEGIN IMMEDIATE")
-        one, two = Sent(first), Sent(second)
+        one, two = Sent(first), Sent(second, Append("user_123", ["{}"]))
         connection.send(one, one.batch)
         connection.send(two, two.batch)
         both_sent.set()
@@ -211,9 +206,9 @@ async def test_a_transaction_that_waits_for_another_process_does_not_hold_up_the
         assert not two.ended.is_set()
         other.execute("COMMIT")
         await two.ended.wait()
-        assert other.execute("SELECT n FROM t").fetchall() == [(2,)]
-    assert await connection.call(lambda one: one.raw.execute("PRAGMA busy_timeout").fetchone()) == (60000,)
+    assert [job.error for job in two.batch.jobs] == [None]
     await connection.close()
+    assert stored(path) == [{}]
 
 
 LARGE = Append("user_123", ["x" * QUICK_GROUP_BYTES])
