@@ -101,8 +101,12 @@ class Snapshot:
                     raise
             else:
                 return
-            self.require_valid()
-            time.sleep(_LOCK_INTERVAL_S)
+            self.rest()
+
+    def rest(self) -> None:
+        """Do nothing for a moment; raises Halted where the work was told to stop."""
+        self.require_valid()
+        time.sleep(_LOCK_INTERVAL_S)
 
     def halt(self) -> None:
         """Make the work stop soon. Can be called from any thread."""

@@ -8,15 +8,18 @@ import os
 import sqlite3
 import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from clock import Clock
 from database import shell, stored
 from processes import run, run_quietly, running_threads, started_since, wait_until
 
+from agentmem.cancellation import UncancellableTask
+from agentmem.engines import deadlines
 from agentmem.engines.batching import Batch, Job
 from agentmem.engines.sqlite.checkpoint import Checkpoints
 from agentmem.engines.sqlite.connection import Connection, ConnectionLost, Outcome, open_connections, stop_all
@@ -209,6 +212,77 @@ async def test_a_transaction_that_waits_for_another_process_does_not_hold_up_the
     assert [job.error for job in two.batch.jobs] == [None]
     await connection.close()
     assert stored(path) == [{}]
+
+
+def test_a_wait_for_a_lock_ends_at_its_deadline_where_the_event_loop_stands_still(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def begin() -> tuple[Connection, Sent]:
+        connection = await _connect_writer(path)
+        sent = Sent(_write, Append("user_123", ["{}"]))
+        sent.batch.jobs[0].deadline = deadlines.now() + 60
+        connection.send(sent, sent.batch)
+        return connection, sent
+
+    clock, pauses = Clock(monkeypatch), threading.Semaphore(0)
+    rest = Connection.rest
+
+    def note_and_rest(self: Connection, pause_s: float) -> None:
+        pauses.release()
+        rest(self, pause_s)
+
+    monkeypatch.setattr(Connection, "rest", note_and_rest)
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(_make(path))
+    with shell(path) as other:
+        other.execute("BEGIN IMMEDIATE")
+        connection, sent = loop.run_until_complete(begin())
+        pauses.acquire()
+        clock.step(60)
+        connection.stop()
+        other.execute("ROLLBACK")
+    loop.close()
+    (job,) = sent.batch.jobs
+    assert "locked" in str(job.error)
+
+
+async def _make(path: Path) -> None:
+    await (await _connect_writer(path)).close()
+
+
+class ToldLoop(asyncio.SelectorEventLoop):
+    """Notes when a thread has told it something, which it hears with its next cycle."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told = threading.Event()
+
+    # The ignore: any arguments are passed on, which typeshed says with type variables.
+    def call_soon_threadsafe(  # type: ignore[override]
+        self, callback: Any, *args: Any, context: Any = None
+    ) -> asyncio.Handle:
+        handle = super().call_soon_threadsafe(callback, *args, context=context)
+        self.told.set()
+        return handle
+
+
+def test_a_connection_whose_event_loop_is_closed_before_it_hears_that_it_is_open_closes_itself(path: Path) -> None:
+    async def open_one() -> None:
+        opening.append(Connection.open(str(path), nothing))
+        await opening[0]
+
+    loop, opening = ToldLoop(), list[Coroutine[Any, Any, Connection]]()
+    before = running_threads()
+    task = UncancellableTask(open_one(), loop=loop)
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.told.wait()
+    opened = open_connections()
+    loop.close()
+    assert len(opened) == 1
+    wait_until(lambda: open_connections() == [])
+    wait_until(lambda: not started_since(before))
+    assert not task.done()
+    opening[0].close()
 
 
 LARGE = Append("user_123", ["x" * QUICK_GROUP_BYTES])
