@@ -132,11 +132,20 @@ class Lane:
         """Whether it has a connection, as far as it knows."""
         return self._connection is not None
 
-    async def run(self, work: Work[T], deadline: float, *, settle_by: float | None = None) -> T:
+    async def run(
+        self,
+        work: Work[T],
+        deadline: float,
+        *,
+        settle_by: float | None = None,
+        on_doubt: Callable[[GaveUp], None] = lambda error: None,
+    ) -> T:
         """Do `work` on the connection; where that is lost, again on a new one, for as long as the call may wait.
 
         Args:
             deadline, settle_by: see ``Retries``.
+            on_doubt: called before an attempt that is to find out whether an earlier one was committed, with the error
+                of those who do not wait for it.
 
         Raises:
             GaveUp: no connection could do it in time, or none can be made.
@@ -150,6 +159,9 @@ class Lane:
                     result = await work(connection)
                 except Exception as error:
                     await self._after_failure(error, connection, retries)
+                    if retries.in_doubt:
+                        on_doubt(GaveUp(error, in_doubt=True))
+                    await asyncio.sleep(retries.next_pause_s())
                 else:
                     self._used_at = self._loop.time()
                     await self._after_attempt(is_lost=False)
@@ -174,7 +186,6 @@ class Lane:
             raise GaveUp(error, in_doubt=retries.in_doubt) from error
         if connection is None and isinstance(error, TimeoutError):
             self._hosts_tried += 1
-        await asyncio.sleep(retries.next_pause_s())
 
     async def close(self) -> None:
         """Close its connection, if it has one."""

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, Awaitable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Coroutine, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import AsyncGeneratorType
 from typing import Any, TypeVar, cast
 
@@ -247,7 +248,8 @@ class Pool(LoopPool):
                 continue
             deadline, settle_by = first_and_last_deadline(ready)
             try:
-                results = await writer.write([job.work for job in ready], deadline, settle_by)
+                fail_late = partial(self._fail_late_in_doubt, ready)
+                results = await writer.write([job.work for job in ready], deadline, settle_by, fail_late)
             except GaveUp as error:
                 self._give_up(groups, ready, error)
             except Exception as error:
@@ -260,14 +262,22 @@ class Pool(LoopPool):
                     self.writes.settle(ready)
             else:
                 groups.succeeded(ready, results)
-                self.writes.settle(ready)
+                self.writes.settle([job for job in ready if not job.is_settled])
+
+    def _fail_late_in_doubt(self, group: Sequence[Job[Write]], error: GaveUp) -> None:
+        """Let those fail that may wait no longer, while the others' attempts find out what became of the group."""
+        now = deadlines.now()
+        late = [job for job in group if job.deadline <= now and not job.is_settled]
+        give_errors(late, error)
+        self.writes.settle(late)
 
     def _give_up(self, groups: Groups[Write], group: list[Job[Write]], error: GaveUp) -> None:
         """Let those fail that may wait no longer; all, where waiting is in vain."""
         not_sent = GaveUp(error.error, in_doubt=False)
         if error.in_doubt:
-            give_errors(group, error)
-            failed = [*group, *groups.fail_late([], not_sent, deadlines.now())]
+            left = [job for job in group if not job.is_settled]
+            give_errors(left, error)
+            failed = [*left, *groups.fail_late([], not_sent, deadlines.now())]
         else:
             failed = groups.fail_late(group, not_sent, deadlines.now()) or groups.fail_late([], not_sent, math.inf)
         self.writes.settle(failed)

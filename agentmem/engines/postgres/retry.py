@@ -79,8 +79,8 @@ class Retries:
         self._pause_s = FIRST_PAUSE_S
 
     def left_s(self, now: float) -> float:
-        """How long the call may still wait for a connection; negative where its time is over."""
-        return (self._settle_by if self.in_doubt else self._deadline) - now
+        """How long the call may still wait for a connection or a lock; negative where its time is over."""
+        return self._deadline - now
 
     def decide(self, failure: Failure, now: float) -> Decision:
         """What follows from a failed attempt; takes down what the next one needs."""
@@ -90,7 +90,9 @@ class Retries:
             return Decision.RAISE
         is_first_loss = failure.had_connection and not self._has_begun
         self._has_begun = self._has_begun or failure.had_connection
-        is_over = self.left_s(now) <= 0 and not (is_first_loss and self._has_one_more)
+        is_over = now >= (self._settle_by if self.in_doubt else self._deadline) and not (
+            is_first_loss and self._has_one_more
+        )
         if not may_succeed_later or failure.is_unreachable or is_over:
             return Decision.GIVE_UP
         if self._has_begun:

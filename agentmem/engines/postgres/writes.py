@@ -13,7 +13,7 @@ Rules kept here:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import cast
@@ -22,6 +22,7 @@ from uuid import UUID, uuid4
 from .. import deadlines
 from ..operations import Append, Clear, Pop
 from .connection import BoundedConnection
+from .errors import GaveUp
 from .lane import Lane
 from .reads import Feeder
 from .statements import Statements, append_values, milliseconds
@@ -68,11 +69,18 @@ class Writer:
         self._id = uuid4()
         self._number = 0  # of its newest transaction
 
-    async def write(self, writes: Sequence[Write], deadline: float, settle_by: float) -> Sequence[object]:
+    async def write(
+        self,
+        writes: Sequence[Write],
+        deadline: float,
+        settle_by: float,
+        on_doubt: Callable[[GaveUp], None] = lambda error: None,
+    ) -> Sequence[object]:
         """Carry out writes with one :func:`kind_of` in one transaction, exactly once.
 
         Args:
             deadline, settle_by: the earliest and the latest deadline of the calls that they are for.
+            on_doubt: see ``Lane.run``.
 
         Returns:
             The result of each: what a pop read, else None.
@@ -86,7 +94,7 @@ class Writer:
             await self.lane.run(lambda connection: connection.execute(self._statements.forget_writers), deadline)
         self._number += 1
         lock_timeout_s = min(LOCK_TIMEOUT_S, deadline - deadlines.now())
-        run = partial(self.lane.run, deadline=deadline, settle_by=settle_by)
+        run = partial(self.lane.run, deadline=deadline, settle_by=settle_by, on_doubt=on_doubt)
         claim: Claim = (
             milliseconds(lock_timeout_s),
             milliseconds(IDLE_IN_TRANSACTION_TIMEOUT_S),

@@ -73,7 +73,6 @@ def test_of_calls_that_go_together_the_first_deadline_ends_the_attempts_and_the_
     assert Retries(now=100, deadline=105, settle_by=160).decide(NOT_CONNECTED, now=105) is Decision.GIVE_UP
     retries = Retries(now=100, deadline=105, settle_by=160)
     assert retries.decide(LOST_IN_COMMIT, now=104) is Decision.TRY_AGAIN
-    assert retries.left_s(now=105) == 55
     assert retries.decide(NOT_CONNECTED, now=105) is Decision.TRY_AGAIN
     assert retries.decide(NOT_CONNECTED, now=160) is Decision.GIVE_UP
 
