@@ -162,7 +162,7 @@ async def test_calls_that_met_a_lock_are_done_when_it_is_let_go(path: Path, cloc
     await seed.close()
     with wholly_locked(path):
         calls = begin(
-            engine.rows("user_123", 0, 9), engine.sessions(None, 9), engine.check(), engine.append("b", [ROW])
+            engine.rows("user_123", 0, 9), engine.sessions(None, 9), engine.check(), engine.append("zoe", [ROW])
         )
         await waiting(met)
         assert not any(call.done() for call in calls)
