@@ -8,12 +8,19 @@ by themselves, so there is nothing to tune.
 Cancellation: a call that still waits leaves the queue. One whose batch was formed has begun: it waits for its outcome
 and raises the cancellation then.
 
-A batcher belongs to one event loop. It has no locks because everything here runs on that loop.
+Deadlines: whoever carries out a batch claims it first, and from then on lets its jobs fail at their deadlines. Where
+that meets what others hold, it says so (:meth:`Batcher.block`), and the batcher lets the jobs that wait behind fail at
+theirs. Calls that wait for nothing but the batches before them do not fail, however long that takes.
+
+A batcher belongs to one event loop. Everything here runs on that loop, except :meth:`Batcher.claim`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import copy
+import math
+import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
@@ -21,7 +28,15 @@ from typing import Generic, TypeVar
 
 from anyio import CancelScope
 
+from . import deadlines
+
 W = TypeVar("W")
+
+LOOK_S = 0.02
+"""How often the deadlines of waiting jobs are looked at while others hold what they wait for, in seconds; less often
+where more than `LOOK_JOBS` wait, because a look costs 50 ns for each."""
+
+LOOK_JOBS = 10_000
 
 
 class Job(Generic[W]):
@@ -30,11 +45,15 @@ class Job(Generic[W]):
     Whoever carries it out sets `result` or `error`, from any thread; the batcher wakes the caller when it is settled.
     """
 
-    __slots__ = ("error", "is_begun", "is_set_aside", "is_settled", "is_withdrawn", "result", "wake", "work")
+    __slots__ = (
+        *("deadline", "error", "is_begun", "is_set_aside", "is_settled"),
+        *("is_withdrawn", "result", "wake", "work"),
+    )
 
-    def __init__(self, work: W, wake: asyncio.Future[None]) -> None:
+    def __init__(self, work: W, wake: asyncio.Future[None], deadline: float = math.inf) -> None:
         self.work = work
         self.wake = wake
+        self.deadline = deadline
         self.result: object = None
         self.error: BaseException | None = None
         self.is_begun = self.is_set_aside = self.is_settled = self.is_withdrawn = False
@@ -47,14 +66,16 @@ class Batch(Generic[W]):
         number: rises by one with each batch of a queue, in the order in which the batches were formed.
         slot: which of the queue's slots it takes until it is finished, from 0.
         jobs: in the order in which they were submitted; with a `key`, those of one key are together.
+        is_claimed: whether somebody carries it out; see :meth:`Batcher.claim`.
     """
 
-    __slots__ = ("jobs", "number", "slot")
+    __slots__ = ("is_claimed", "jobs", "number", "slot")
 
     def __init__(self, number: int, slot: int, jobs: list[Job[W]]) -> None:
         self.number = number
         self.slot = slot
         self.jobs = jobs
+        self.is_claimed = False
 
 
 @dataclass(frozen=True)
@@ -104,11 +125,12 @@ class Queue(Generic[W]):
         self._ready: deque[Hashable] = deque()  # the keys that have waiting jobs and none under way
         self._ready_jobs = 0
         self._under_way: dict[Hashable, int] = {}  # how many jobs, by key
+        self._batches: dict[int, Batch[W]] = {}  # those that are not finished
         self._next_number = 0
 
     def add(self, job: Job[W]) -> None:
         """Put a job behind the others of its key."""
-        key = None if self._key is None else self._key(job.work)
+        key = self.key_of(job)
         waiting = self._waiting.get(key)
         if waiting is None:
             waiting = self._waiting[key] = deque()
@@ -133,11 +155,12 @@ class Queue(Generic[W]):
         if not jobs:
             return None
         self._next_number += 1
-        return Batch(self._next_number, self._free_slots.pop(), jobs)
+        batch = self._batches[self._next_number] = Batch(self._next_number, self._free_slots.pop(), jobs)
+        return batch
 
     def settle(self, job: Job[W]) -> None:
         """Note that a job of a batch has its outcome."""
-        key = None if self._key is None else self._key(job.work)
+        key = self.key_of(job)
         left = self._under_way[key] = self._under_way[key] - 1
         if not left:
             del self._under_way[key]
@@ -148,6 +171,37 @@ class Queue(Generic[W]):
     def release(self, batch: Batch[W]) -> None:
         """Make the slot of a batch free again. Jobs of it that are not settled still keep their keys to themselves."""
         self._free_slots.append(batch.slot)
+        del self._batches[batch.number]
+
+    def take_late(self, now: float, is_held: Callable[[Hashable], bool]) -> list[Job[W]]:
+        """Take out the jobs whose deadline is over, of keys that are held and of batches that nobody has claimed.
+
+        Those of batches are still to be settled.
+        """
+        late: list[Job[W]] = []
+        for key in [key for key in self._waiting if is_held(key)]:
+            late += self._withdraw_late(key, now)
+        for batch in self._batches.values():
+            if not batch.is_claimed:
+                late += (found := [job for job in batch.jobs if job.deadline <= now and is_held(self.key_of(job))])
+                batch.jobs = _without(batch.jobs, found)
+        return late
+
+    def _withdraw_late(self, key: Hashable, now: float) -> list[Job[W]]:
+        waiting = self._waiting[key]
+        late = [job for job in waiting if job.deadline <= now and not job.is_withdrawn]
+        if late:
+            for job in late:
+                job.is_withdrawn = True
+            left = deque(job for job in waiting if not job.is_withdrawn)
+            is_ready = not self._is_blocked(key)
+            self._ready_jobs -= is_ready * (len(waiting) - len(left))
+            self._waiting[key] = left
+            if not left:
+                del self._waiting[key]
+                if is_ready:
+                    self._ready.remove(key)
+        return late
 
     def is_empty(self) -> bool:
         """Whether nothing waits and nothing is under way."""
@@ -160,6 +214,10 @@ class Queue(Generic[W]):
             under_way=sum(self._under_way.values()),
             batches=self._slots - len(self._free_slots),
         )
+
+    def key_of(self, job: Job[W]) -> Hashable:
+        """What the job is about; None where jobs do not hold each other up."""
+        return None if self._key is None else self._key(job.work)
 
     def _has_all_slots(self) -> bool:
         return len(self._free_slots) == self._slots
@@ -205,11 +263,18 @@ class Batcher(Generic[W]):
         self._queue = queue
         self._is_planned = False
         self._drained: list[asyncio.Future[None]] = []
+        self._held: dict[Hashable, tuple[Exception, bool]] = {}  # the error of each block, and whether it is of a key
+        self._is_looking = False
+        self._claiming = threading.Lock()
 
-    async def submit(self, work: W) -> Job[W]:
-        """Queue `work` and wait for its outcome; the caller looks at the job's result or error."""
+    async def submit(self, work: W, deadline: float = math.inf) -> Job[W]:
+        """Queue `work` and wait for its outcome; the caller looks at the job's result or error.
+
+        Args:
+            deadline: until when it may wait for what others hold; see ``deadlines``.
+        """
         loop = asyncio.get_running_loop()
-        job = Job(work, loop.create_future())
+        job = Job(work, loop.create_future(), deadline)
         self._queue.add(job)
         self._plan(loop)
         try:
@@ -235,7 +300,8 @@ class Batcher(Generic[W]):
         """Wake the callers of jobs that have their outcome."""
         for job in jobs:
             job.is_settled = True
-            self._queue.settle(job)
+            if job.is_begun:
+                self._queue.settle(job)
             if not job.wake.done():  # a cancelled caller's future is
                 job.wake.set_result(None)
         self._go_on()
@@ -248,10 +314,38 @@ class Batcher(Generic[W]):
     def fail(self, batch: Batch[W], error: BaseException) -> None:
         """Settle every job of the batch that is not settled or set aside with this error, and finish the batch."""
         jobs = [job for job in batch.jobs if not job.is_settled and not job.is_set_aside]
-        for job in jobs:
-            job.error = job.error or error
+        give_errors((job for job in jobs if job.error is None), error)
         self._queue.release(batch)
         self.settle(jobs)
+
+    def claim(self, batch: Batch[W]) -> None:
+        """Begin to carry out a batch, from any thread: its jobs are the caller's now, and so are their deadlines.
+
+        Jobs that have failed at their deadline before have left the batch.
+        """
+        with self._claiming:
+            batch.is_claimed = True
+
+    def unclaim(self, batch: Batch[W]) -> None:
+        """Note that nothing of the batch's jobs was begun; whoever carries it out next claims it again."""
+        batch.is_claimed = False
+        self._look_when_held()
+
+    def block(self, token: Hashable, error: Exception, *, is_key: bool = False) -> None:
+        """Let jobs that are not claimed fail at their deadline, until :meth:`unblock`: others hold what they wait for.
+
+        Args:
+            token: names what is held. Several may be.
+            error: what the jobs fail with.
+            is_key: `token` is the key of the jobs that wait for it; else all jobs do.
+        """
+        self._held[token] = (error, is_key)
+        self._fail_late()
+        self._look_when_held()
+
+    def unblock(self, token: Hashable) -> None:
+        """End what :meth:`block` began with this token, if it did."""
+        self._held.pop(token, None)
 
     async def drain(self) -> None:
         """Wait until nothing waits and nothing is under way."""
@@ -263,6 +357,26 @@ class Batcher(Generic[W]):
     def counts(self) -> QueueCounts:
         """What waits and what is under way now."""
         return self._queue.counts()
+
+    def _look_when_held(self) -> None:
+        if self._held and not self._is_looking:
+            self._is_looking = True
+            delay_s = LOOK_S * (1 + self._queue.counts().waiting // LOOK_JOBS)
+            asyncio.get_running_loop().call_later(delay_s, self._look)
+
+    def _look(self) -> None:
+        self._is_looking = False
+        if self._held:
+            self._fail_late()
+            self._look_when_held()
+
+    def _fail_late(self) -> None:
+        whole = next((error for error, is_key in self._held.values() if not is_key), None)
+        with self._claiming:  # from here on nobody claims a job that is late
+            late = self._queue.take_late(deadlines.now(), lambda key: whole is not None or key in self._held)
+        for job in late:
+            give_errors([job], whole or self._held[self._queue.key_of(job)][0])
+        self.settle(late)
 
     def _plan(self, loop: asyncio.AbstractEventLoop) -> None:
         # Not at once: what is called in the same cycle of the event loop, or by the callers that were just woken, joins
@@ -317,6 +431,14 @@ class Groups(Generic[W]):
     def __iter__(self) -> Groups[W]:
         return self
 
+    def __bool__(self) -> bool:
+        """Whether groups are left."""
+        return bool(self._groups)
+
+    def left(self) -> list[Job[W]]:
+        """The jobs of all groups that are left, in order."""
+        return [job for group in self._groups for job in group]
+
     def __next__(self) -> list[Job[W]]:
         if not self._groups:
             raise StopIteration
@@ -337,15 +459,47 @@ class Groups(Generic[W]):
 
     def again(self, group: list[Job[W]]) -> None:
         """Nothing of the group was written; try it once more before the others."""
-        self._groups.appendleft(group)
+        if group:
+            self._groups.appendleft(group)
 
-    def failed_for_all(self, group: Sequence[Job[W]], error: Exception) -> list[Job[W]]:
-        """Nothing of the group was written, and nothing that is left would be. Returns all that failed."""
-        failed = [*group, *(job for left in self._groups for job in left)]
-        self._groups.clear()
-        for job in failed:
-            job.error = error
-        return failed
+    def fail_late(self, group: list[Job[W]], error: Exception, now: float) -> list[Job[W]]:
+        """Nothing of the group was written, because others hold what it and all that are left wait for.
+
+        Those whose deadline is over have failed, and are returned. The group's others are tried again first.
+        """
+        self.again(group)
+        late = [job for job in self.left() if job.deadline <= now]
+        give_errors(late, error)
+        self._groups = deque(rest for group in self._groups if (rest := _without(group, late)))
+        return late
+
+
+def first_and_last_deadline(jobs: Iterable[Job[W]]) -> tuple[float, float]:
+    """The earliest deadline of these jobs, and the latest."""
+    its = [job.deadline for job in jobs]
+    return min(its), max(its)
+
+
+def give_errors(jobs: Iterable[Job[W]], error: BaseException) -> None:
+    """Let each job fail with this error, as an object of its own.
+
+    Each caller that an object is raised to adds its frames to the object's traceback: of one that were shared by
+    thousands, each would get all of them.
+    """
+    for job in jobs:
+        try:
+            job.error = copy.copy(error).with_traceback(error.__traceback__)
+        except Exception:
+            job.error = error  # its class cannot be copied
+        else:
+            job.error.__cause__, job.error.__suppress_context__ = error.__cause__, error.__suppress_context__
+
+
+def _without(jobs: list[Job[W]], taken: Sequence[Job[W]]) -> list[Job[W]]:
+    if not taken:
+        return jobs
+    gone = set(taken)
+    return [job for job in jobs if job not in gone]
 
 
 def _grouped(

@@ -4,6 +4,7 @@ Rules kept here:
 
 - Making an engine opens nothing. The first call on each event loop leases that loop's pool.
 - An engine that could not be opened leaves nothing open, and its next call tries again.
+- A call has one deadline, from when it was made; see ``deadlines``.
 - A driver's exception never comes out: each engine's :meth:`PooledEngine.map_error` names agentmem's error for it.
 """
 
@@ -19,7 +20,8 @@ from ..errors import AgentMemError, SessionClosedError
 from .base import Engine
 from .batching import Batcher
 from .callbacks import CallbackFailed
-from .pools import Leases, LoopPool, close_unused
+from .deadlines import deadline_after
+from .pools import Leases, LoopPool, NoMoreLeases, close_unused
 
 P = TypeVar("P", bound=LoopPool)
 W = TypeVar("W")
@@ -32,12 +34,14 @@ class PooledEngine(Engine, Generic[P]):
         name: the database as messages name it.
         key: equal for two engines on the same database, in this process.
         leases: leases the pools.
+        busy_timeout_s: how long a call may wait for what others hold, in seconds.
     """
 
-    def __init__(self, name: str, key: Hashable, leases: Leases[P]) -> None:
+    def __init__(self, name: str, key: Hashable, leases: Leases[P], busy_timeout_s: float) -> None:
         self.name = name
         self.key = key
         self._leases = leases
+        self._busy_timeout_s = busy_timeout_s
         self._is_closed = False
 
     def __repr__(self) -> str:
@@ -48,7 +52,7 @@ class PooledEngine(Engine, Generic[P]):
         """agentmem's error for a driver's; any other is returned as it is."""
 
     @abstractmethod
-    async def open_pool(self, pool: P) -> None:
+    async def open_pool(self, pool: P, deadline: float) -> None:
         """Connect a pool that was just leased."""
 
     def refuse_other_process(self) -> None:
@@ -63,30 +67,46 @@ class PooledEngine(Engine, Generic[P]):
         """
         self.refuse_closed()
         self.refuse_other_process()
-        return self._leases.take()
+        try:
+            return self._leases.take()
+        except NoMoreLeases:
+            raise self._closed_error() from None
 
     def refuse_closed(self) -> None:
         """Raise SessionClosedError where the engine was closed."""
         if self._is_closed:
-            raise SessionClosedError(f"the store on {self.name} is closed; open a new one")
+            raise self._closed_error()
+
+    def _closed_error(self) -> SessionClosedError:
+        return SessionClosedError(f"the store on {self.name} is closed; open a new one")
+
+    def deadline(self) -> float:
+        """The deadline of a call that is made now."""
+        return deadline_after(self._busy_timeout_s)
 
     async def open(self) -> None:
+        deadline = self.deadline()
         pool = self.pool()
         try:
-            await self.open_pool(pool)
+            await self.open_pool(pool, deadline)
         except BaseException as error:
             await self._leases.release(pool)  # a later call leases again
             self.raise_mapped(error)
 
-    async def submit(self, batcher: Batcher[W], work: W, session_id: str | None = None) -> Any:
+    async def submit(
+        self, batcher: Batcher[W], work: W, session_id: str | None = None, *, deadline: float | None = None
+    ) -> Any:
         """Have `work` carried out; returns its result, or raises its error, mapped.
+
+        Args:
+            deadline: of the call that this is a part of; None where it is all that the call does.
 
         Raises:
             asyncio.CancelledError: the caller was cancelled. Where `work` had begun and failed, its error, mapped, is
                 the ``__cause__``.
         """
         try:
-            job = await batcher.submit(work)
+            job = await batcher.submit(work, self.deadline() if deadline is None else deadline)
         except asyncio.CancelledError as cancelled:
             if cancelled.__cause__ is not None:
                 cancelled.__cause__ = self._mapped(cancelled.__cause__, session_id)

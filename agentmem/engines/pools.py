@@ -51,14 +51,19 @@ P = TypeVar("P", bound=LoopPool)
 
 
 class Pools(Generic[P]):
-    """All pools of this process to databases of one kind."""
+    """All pools of this process to databases of one kind.
+
+    Attributes:
+        lock: held while pools are leased and released; never for longer than a look at a file takes.
+    """
 
     def __init__(self) -> None:
         self._pools: dict[tuple[Hashable, asyncio.AbstractEventLoop], P] = {}
         # Kept, because collecting a connection closes it, and removes it from the selector that the parent uses, too.
         self._inherited: list[P] = []
         self._dropped: deque[P] = deque()
-        self._lock = threading.Lock()  # loops in several threads lease at the same time
+        # Loops in several threads lease at the same time. Reentrant: Leases holds it around a lease.
+        self.lock = threading.RLock()
         around_fork(before=self._lock_before_fork, in_parent=self._unlock_in_parent, in_child=self._forget_in_child)
 
     def lease(
@@ -74,7 +79,7 @@ class Pools(Generic[P]):
             is_stale: whether a pool, also of another key, must not be leased again.
         """
         loop = running_loop()
-        with self._lock:
+        with self.lock:
             while self._dropped:
                 dropped = self._dropped.popleft()
                 self._pools.pop((dropped.key, dropped.loop), None)
@@ -92,7 +97,7 @@ class Pools(Generic[P]):
 
     def abandon_closed_loops(self) -> None:
         """Abandon the pools whose event loops are closed; nobody can use them any more."""
-        with self._lock:
+        with self.lock:
             for place, pool in list(self._pools.items()):
                 if pool.loop.is_closed():
                     pool.abandon()
@@ -100,7 +105,7 @@ class Pools(Generic[P]):
 
     def release(self, pool: P) -> bool:
         """Give a leased pool back. True for its last user, who must call :func:`close_unused`."""
-        with self._lock:
+        with self.lock:
             pool.users -= 1
             if pool.users:
                 return False
@@ -114,19 +119,23 @@ class Pools(Generic[P]):
 
     def all(self) -> Sequence[P]:
         """The pools that are in use now."""
-        with self._lock:
+        with self.lock:
             return list(self._pools.values())
 
     def _lock_before_fork(self) -> None:
-        self._lock.acquire()
+        self.lock.acquire()
 
     def _unlock_in_parent(self) -> None:
-        self._lock.release()
+        self.lock.release()
 
     def _forget_in_child(self) -> None:
-        self._lock = threading.Lock()
+        self.lock = threading.RLock()
         self._inherited += self._pools.values()
         self._pools = {}
+
+
+class NoMoreLeases(Exception):  # noqa: N818  the engine raises its own error
+    """The engine was closed, in another thread, since the call looked."""
 
 
 class Leases(Generic[P]):
@@ -141,6 +150,7 @@ class Leases(Generic[P]):
         self._pools = pools
         self._lease = lease
         self._by_loop: dict[asyncio.AbstractEventLoop, P] = {}
+        self._is_closed = False
 
     def get(self) -> P | None:
         """The running event loop's pool; None where this process did not lease it yet."""
@@ -148,14 +158,22 @@ class Leases(Generic[P]):
         return None if pool is None or pool.is_inherited() else pool
 
     def take(self) -> P:
-        """The running event loop's pool; leased by the first call."""
-        pool = self.get()
-        if pool is None:
-            for loop, theirs in list(self._by_loop.items()):  # a list: other threads' loops may add theirs meanwhile
+        """The running event loop's pool; leased by the first call.
+
+        Raises:
+            NoMoreLeases: after :meth:`release_all`.
+        """
+        return self.get() or self._take_new()
+
+    def _take_new(self) -> P:
+        with self._pools.lock:  # another thread may be closing the engine
+            if self._is_closed:
+                raise NoMoreLeases
+            for loop, theirs in list(self._by_loop.items()):
                 if theirs.is_inherited() or loop.is_closed():
                     self._by_loop.pop(loop, None)
             pool = self._by_loop[running_loop()] = self._lease()
-        return pool
+            return pool
 
     def are_inherited(self) -> bool:
         """Whether this process got any of them by a fork."""
@@ -163,15 +181,21 @@ class Leases(Generic[P]):
 
     async def release(self, pool: P) -> None:
         """Give back a pool that could not be opened: nobody closes what ``async with`` could not enter."""
-        if self._by_loop.get(pool.loop) is pool:
-            del self._by_loop[pool.loop]
-            if self._pools.release(pool):
-                await close_unused(pool)
+        with self._pools.lock:
+            is_unused = self._by_loop.get(pool.loop) is pool
+            if is_unused:
+                del self._by_loop[pool.loop]
+                is_unused = self._pools.release(pool)
+        if is_unused:
+            await close_unused(pool)
 
     def release_all(self) -> list[P]:
-        """Give back every pool. Returns those that nobody uses any more, for :func:`close_unused`."""
-        pools = [self._by_loop.popitem()[1] for _ in range(len(self._by_loop))]
-        return [pool for pool in pools if not pool.is_inherited() and self._pools.release(pool)]
+        """Give back every pool, and lease none any more. Returns those that nobody uses, for :func:`close_unused`."""
+        with self._pools.lock:
+            self._is_closed = True
+            pools = list(self._by_loop.values())
+            self._by_loop.clear()
+            return [pool for pool in pools if not pool.is_inherited() and self._pools.release(pool)]
 
     def drop_all(self) -> None:
         """Give back every pool, from a finalizer; nobody may share them. The caller closes their connections."""

@@ -8,10 +8,12 @@ from typing import Any
 
 import anyio
 import pytest
+from clock import Clock
 from stepping import AsyncioCycleLoop, CycleLoop, cycle_loops, on_every_loop
 
 from agentmem.cancellation import UncancellableTask, despite_cancellation
-from agentmem.engines.batching import Batch, Batcher, Job, Queue, QueueCounts
+from agentmem.engines import deadlines
+from agentmem.engines.batching import LOOK_S, Batch, Batcher, Job, Queue, QueueCounts
 
 pytestmark = pytest.mark.anyio
 
@@ -377,3 +379,60 @@ async def test_jobs_that_wait_behind_one_key_are_looked_at_once_however_many_oth
             queue.settle(job)
     assert queue.is_empty()
     assert Looked.looks == 1000
+
+
+async def test_what_fails_a_batch_fails_each_call_in_it_with_an_error_of_its_own() -> None:
+    class Uncopied(Exception):  # noqa: N818  it stands for any class
+        def __init__(self, *, word: str) -> None:
+            super().__init__(word)
+
+    for error in (OSError(2, "gone", "x.db"), LookupError("x"), Uncopied(word="x")):
+        error.__cause__ = ValueError("why")
+        sent: list[Batch[int]] = []
+        batcher: Batcher[int] = Batcher(sent.append, Queue(slots=1, max_batch_size=10))
+        calls = [asyncio.ensure_future(batcher.submit(number)) for number in range(3)]
+        for _ in range(3):
+            await asyncio.sleep(0)
+        batcher.fail(sent[0], error)
+        found = [(await call).error for call in calls]
+        assert {(type(one), str(one)) for one in found} == {(type(error), str(error))}
+        assert {one and one.__cause__ for one in found} == {error.__cause__}
+        assert len({id(one) for one in found}) == (1 if isinstance(error, Uncopied) else 3)
+
+
+async def test_while_others_hold_what_calls_wait_for_each_fails_at_its_deadline_and_else_none_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock(monkeypatch)
+    sent: list[Batch[int]] = []
+    batcher: Batcher[int] = Batcher(sent.append, Queue(slots=2, max_batch_size=2, key=lambda number: number % 10))
+
+    def call(number: int, timeout_s: float) -> asyncio.Task[Job[int]]:
+        return asyncio.ensure_future(batcher.submit(number, deadlines.deadline_after(timeout_s)))
+
+    claimed, unclaimed = [call(1, 1), call(2, 1)], [call(3, 1), call(4, 9)]
+    for _ in range(4):
+        await asyncio.sleep(0)
+    queued = [call(11, 1), call(21, 9), call(5, 1)]
+    await asyncio.sleep(0)
+    batcher.claim(sent[0])
+    clock.step(1)
+    await asyncio.sleep(2 * LOOK_S)
+    assert not any(one.done() for one in (*claimed, *unclaimed, *queued))
+    batcher.block(1, LookupError("1 is held"), is_key=True)
+    assert str((await queued[0]).error) == "1 is held"
+    assert not any(one.done() for one in (*claimed, *unclaimed, *queued[1:]))
+    batcher.block("all", LookupError("all is held"))
+    assert [str((await one).error) for one in (unclaimed[0], queued[2])] == ["all is held"] * 2
+    assert [job.work for job in sent[1].jobs] == [4]
+    clock.step(8)
+    assert str((await queued[1]).error) == "all is held"  # without another word
+    assert str((await unclaimed[1]).error) == "all is held"
+    batcher.unblock("all")
+    batcher.unblock(1)
+    for batch in sent:
+        batcher.settle(batch.jobs)
+        batcher.finish(batch)
+    assert [(await one).error for one in claimed] == [None, None]
+    assert batcher.counts() == QueueCounts(waiting=0, under_way=0, batches=0)
+    await batcher.drain()

@@ -291,18 +291,27 @@ def test_every_write_is_tried_in_its_turn_and_only_what_cannot_succeed_fails(wri
 
 
 @given(WRITES, st.integers(0, 5))
-def test_where_nothing_more_can_be_written_all_that_is_left_fails(writes: list[Write], after: int) -> None:
+def test_where_others_hold_what_all_wait_for_those_fail_whose_deadline_is_over_and_the_others_keep_their_order(
+    writes: list[Write], after: int
+) -> None:
     jobs = jobs_of(writes)
+    for number, job in enumerate(jobs):
+        job.deadline = number % 3
     groups = Groups(jobs, lambda write: write.kind, size_of=lambda write: write.size, max_size=8)
-    written = 0
+    written: list[Job[Write]] = []
+    late: list[Job[Write]] = []
+    before = 0
     for place, group in enumerate(groups):
         if place == after:
-            groups.failed_for_all(group, ValueError())
+            before = len(written)
+            late = groups.fail_late(group, ValueError(), now=1)
+            assert groups.left() == [job for job in jobs[before:] if job.deadline > 1]
         else:
             groups.succeeded(group, [1] * len(group))
-            written += len(group)
-    assert [job.result for job in jobs] == [1] * written + [None] * (len(jobs) - written)
-    assert [job.error is None for job in jobs] == [True] * written + [False] * (len(jobs) - written)
+            written += group
+    assert late == ([job for job in jobs[before:] if job.deadline <= 1] if late else [])
+    assert written == [job for job in jobs if job not in late]
+    assert [job.error is None for job in jobs] == [job not in late for job in jobs]
 
 
 def test_neighbours_of_a_kind_go_together_as_far_as_their_size_allows_and_what_is_none_goes_alone() -> None:

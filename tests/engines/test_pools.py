@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 from waiting import wait_until
 
-from agentmem.engines.pools import Leases, LoopPool, Pools, close_unused
+from agentmem.engines.pools import Leases, LoopPool, NoMoreLeases, Pools, close_unused
 
 pytestmark = pytest.mark.anyio
 
@@ -178,3 +178,14 @@ async def test_loops_in_many_threads_lease_and_release_at_the_same_time() -> Non
     await asyncio.gather(*(asyncio.to_thread(asyncio.run, use()) for _ in range(4)))
     assert makes.pools.all() == []
     assert [made.ended for made in makes.made] == [["closed"]] * 200
+
+
+async def test_an_engine_that_has_given_back_its_pools_leases_none_any_more() -> None:
+    makes = Makes()
+    engine = makes.engine()
+    engine.take()
+    await makes.close(engine)
+    with pytest.raises(NoMoreLeases):
+        engine.take()
+    assert makes.pools.all() == []
+    assert [made.ended for made in makes.made] == [["closed"]]

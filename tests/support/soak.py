@@ -176,13 +176,13 @@ class Load:
                 check_numbers(await store.session(name, settings=settings).get_items())
 
     async def _reopen(self) -> None:
-        """Handles with options of their own, and so with a pool of their own."""
+        """Handles with a durability of their own, and so with a pool of their own."""
         for number in itertools.count():
             if self.ended.is_set():
                 return
             with self._call("reopen"):
                 async with AsyncSQLiteSession(
-                    self.path, session_id=f"reopened_{number % 50}", busy_timeout_s=61 + number % 3
+                    self.path, session_id=f"reopened_{number % 50}", busy_timeout_s=60, durability="normal"
                 ) as session:
                     await session.clear_session()
                     await session.add_items([{"number": place} for place in range(3)])

@@ -31,14 +31,19 @@ class BoundedConnection:
 
     That includes BEGIN, COMMIT and ROLLBACK: asyncpg's own transactions have only the connection's time limit.
 
+    Args:
+        wait_s: how long the work may wait for locks; negative where its time is over.
+
     Attributes:
+        wait_s: as given.
         commit_sent: set by the work just before it sends what commits a write. From then on the write may be
             committed, whatever happens to the connection.
     """
 
-    def __init__(self, connection: Connection, limit_s: float) -> None:
+    def __init__(self, connection: Connection, limit_s: float, wait_s: float) -> None:
         self._connection = connection
         self._limit_s = limit_s
+        self.wait_s = wait_s
         self.commit_sent = False
 
     async def execute(self, sql: str, *values: object) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import asyncpg
 
-from ..base import check_busy_timeout
 from .url import address, split_options, without_password
 
 DEFAULT_SCHEMA = "agentmem"
@@ -25,14 +24,12 @@ class Database:
         url: for asyncpg, with its password; "" where there is a pool of the caller's.
         callers_pool: the caller's ``asyncpg.Pool``, which is used and never closed; None where there is a URL.
         schema: holds the tables.
-        busy_timeout_s: how long to wait for a lock, for a connection, or for a server that starts again.
         statement_cache_size: asyncpg's.
     """
 
     url: str = field(repr=False)
     callers_pool: Any
     schema: str
-    busy_timeout_s: float
     statement_cache_size: int
 
     @property
@@ -48,21 +45,18 @@ class Database:
 
     @property
     def pool_key(self) -> Hashable:
-        """Equal for engines that share a pool: also their password and options are equal."""
+        """Equal for engines that share a pool: what belongs to the connections is equal, too, as their password is."""
         where = self.url if self.callers_pool is None else self.callers_pool
-        return (where, self.schema, self.busy_timeout_s, self.statement_cache_size)
+        return (where, self.schema, self.statement_cache_size)
 
 
-def checked_database(
-    db: Any, *, schema: str | None, busy_timeout_s: float, statement_cache_size: int | None
-) -> Database:
+def checked_database(db: Any, *, schema: str | None, statement_cache_size: int | None) -> Database:
     """The database for an engine's arguments. An argument goes before the same option of the URL.
 
     Raises:
         TypeError: an argument has the wrong type.
         ValueError: an argument or an option of the URL is out of range, or asyncpg would not take the URL.
     """
-    check_busy_timeout(busy_timeout_s)
     url, options = "", dict[str, str]()
     if isinstance(db, str):
         url, options = split_options(db)
@@ -75,7 +69,6 @@ def checked_database(
         url=url,
         callers_pool=None if isinstance(db, str) else db,
         schema=_checked_schema(options.get("schema", DEFAULT_SCHEMA) if schema is None else schema),
-        busy_timeout_s=busy_timeout_s,
         statement_cache_size=_checked_cache_size(DEFAULT_STATEMENT_CACHE_SIZE if cache_size is None else cache_size),
     )
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar, cast
 
 from ...checking import CheckReport, Progress
 from ...errors import StorageError
-from ..base import Engine, Reading
+from ..base import Engine, Reading, check_busy_timeout
 from ..callbacks import CallbackFailed, guarded
 from ..operations import Append, Clear, Pop
 from ..pooled import PooledEngine
@@ -69,13 +69,12 @@ class PostgresEngine(PooledEngine[Pool]):
         busy_timeout_s: float = 5.0,
         statement_cache_size: int | None = None,
     ) -> None:
-        self._database = checked_database(
-            db, schema=schema, busy_timeout_s=busy_timeout_s, statement_cache_size=statement_cache_size
-        )
-        super().__init__(self._database.name, self._database.key, leases(self._database))
+        check_busy_timeout(busy_timeout_s)
+        self._database = checked_database(db, schema=schema, statement_cache_size=statement_cache_size)
+        super().__init__(self._database.name, self._database.key, leases(self._database), busy_timeout_s)
 
-    async def open_pool(self, pool: Pool) -> None:
-        await pool.open()
+    async def open_pool(self, pool: Pool, deadline: float) -> None:
+        await pool.open(deadline)
 
     async def append(self, session_id: str, rows: Sequence[str]) -> None:
         self.refuse_closed()
@@ -84,11 +83,13 @@ class PostgresEngine(PooledEngine[Pool]):
             await self._write(Append(session_id, rows))
 
     async def read(self, session_id: str, reading: Reading[T]) -> T:
+        deadline = self.deadline()
         pool = self.pool()
         if reading.first:
-            joined = await self.submit(pool.newest, ReadNewest(session_id, reading.first), session_id)
+            newest = ReadNewest(session_id, reading.first)
+            joined = await self.submit(pool.newest, newest, session_id, deadline=deadline)
             if joined is None or not await self._feed_joined(pool, reading, joined):
-                await self._read_slices(pool, session_id, reading)
+                await self._read_slices(pool, session_id, reading, deadline)
         return reading.result()
 
     async def pop(self, session_id: str, reading: Reading[T]) -> T:
@@ -98,29 +99,32 @@ class PostgresEngine(PooledEngine[Pool]):
         await self._write(Clear(session_id))
 
     async def sessions(self, after: str | None, limit: int) -> list[tuple[str, int]]:
+        deadline = self.deadline()
         pool = self.pool()
-        if after is None:
-            await self._on_own_connection(pool, pool.schema.require_tables)  # the pool's own would create the tables
+        if after is None:  # the pool's own connections would create the tables
+            await self._on_own_connection(pool, pool.schema.require_tables, deadline)
         sql = pool.statements.sessions
-        found = await self._query(pool, None, lambda connection: connection.fetch(sql, after or "", limit))
+        found = await self._query(pool, None, lambda connection: connection.fetch(sql, after or "", limit), deadline)
         return [(session_id, length) for session_id, length in pool.schema.without_version(found)]
 
     async def rows(self, session_id: str, start: int, limit: int) -> list[tuple[int, bytes]]:
+        deadline = self.deadline()
         pool = self.pool()
         sql = pool.statements.rows_from
         found = await self._query(
-            pool, session_id, lambda connection: connection.fetch(sql, session_id, start, limit, SLICE_BYTES)
+            pool, session_id, lambda connection: connection.fetch(sql, session_id, start, limit, SLICE_BYTES), deadline
         )
         return [(position, text) for position, text in pool.schema.without_version(found)]
 
     async def check(self, progress: Progress | None = None) -> CheckReport:
+        deadline = self.deadline()
         pool = self.pool()
 
         async def work(connection: BoundedConnection) -> CheckReport:
             feeder = Feeder(pool.schema, pool.statements, max_threads=1)  # its own: `progress` may read, too
             return await check(connection, pool.schema, pool.statements, feeder, progress and guarded(progress))
 
-        return await self._on_own_connection(pool, work)
+        return await self._on_own_connection(pool, work, deadline)
 
     async def backup(self, path: str | os.PathLike[str]) -> None:
         self.refuse_closed()
@@ -164,19 +168,19 @@ class PostgresEngine(PooledEngine[Pool]):
     async def _write(self, operation: Write) -> object:
         return await self.submit(self.pool().writes, operation, operation.session_id)
 
-    async def _query(self, pool: Pool, session_id: str | None, work: Work[Any]) -> Any:
-        return await self.submit(pool.queries, Query(work), session_id)
+    async def _query(self, pool: Pool, session_id: str | None, work: Work[Any], deadline: float) -> Any:
+        return await self.submit(pool.queries, Query(work), session_id, deadline=deadline)
 
-    async def _read_slices(self, pool: Pool, session_id: str, reading: Reading[Any]) -> None:
+    async def _read_slices(self, pool: Pool, session_id: str, reading: Reading[Any], deadline: float) -> None:
         async def feed(connection: BoundedConnection) -> None:
             async with connection.transaction("REPEATABLE READ READ ONLY"):
                 await pool.feeder.feed(connection, session_id, reading)
 
-        await self._query(pool, session_id, feed)
+        await self._query(pool, session_id, feed, deadline)
 
-    async def _on_own_connection(self, pool: Pool, work: Work[T]) -> T:
+    async def _on_own_connection(self, pool: Pool, work: Work[T], deadline: float) -> T:
         try:
-            return await pool.on_own_connection(work)
+            return await pool.on_own_connection(work, deadline)
         except Exception as error:
             failure = error
         self.raise_mapped(failure)

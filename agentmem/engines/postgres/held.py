@@ -5,18 +5,21 @@ Rules kept here:
 - The writes to one session are carried out in the order in which they were asked for: once one waits, the later ones
   wait behind it.
 - They wait for a session on one connection of their own, which looks again and again which sessions are free.
-- A write that has waited for ``busy_timeout_s`` fails with the error that it met; nothing of it was written.
+- A write whose deadline is over fails with the error that it met; nothing of it was written. So do those that wait in
+  the batcher's queue behind it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..batching import Batcher, Job
+from .. import deadlines
+from ..batching import Batcher, Job, give_errors
 from .errors import LOCK_NOT_AVAILABLE, GaveUp, sqlstate_of
 from .writes import Write, Writer
 
@@ -24,10 +27,9 @@ POLL_INTERVAL_S = 0.02
 """How long to wait before looking again whether a held session is free, in seconds."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _HeldWrite:
     job: Job[Write]
-    deadline: float  # of the event loop's time
     error: Exception  # what it fails with at its deadline
 
 
@@ -67,7 +69,7 @@ class HeldSessions:
         """How many writes wait for them."""
         return sum(map(len, self._waiting.values()))
 
-    def set_aside(self, jobs: Sequence[Job[Write]], deadline: float, error: Exception | None = None) -> None:
+    def set_aside(self, jobs: Sequence[Job[Write]], error: Exception | None = None) -> None:
         """Take these writes out of their batch, and have them wait for their sessions.
 
         Args:
@@ -78,8 +80,11 @@ class HeldSessions:
         is_running = bool(self._waiting)
         for job in jobs:
             job.is_set_aside = True
-            queue = self._waiting.setdefault(job.work.session_id, deque())
-            queue.append(_HeldWrite(job, deadline, error or queue[-1].error))
+            session_id = job.work.session_id
+            queue = self._waiting.setdefault(session_id, deque())
+            queue.append(_HeldWrite(job, met := error or queue[-1].error))
+            if len(queue) == 1:
+                self._batcher.block(session_id, met, is_key=True)
         if not is_running:
             self._start(self._wait_for_locks())
 
@@ -87,58 +92,69 @@ class HeldSessions:
         while self._waiting:
             sessions = list(self._waiting)
             try:
-                held = await self._writer.held_among(sessions)
+                held = await self._writer.held_among(sessions, self._first_deadline())
                 for session_id in sessions:
                     if session_id not in held:
                         await self._write_queue(session_id)
             except Exception as error:
                 # What was not tried is not in doubt, also where the write that met the error is.
-                self._fail_all(GaveUp(error.error, in_doubt=False) if isinstance(error, GaveUp) else error)
-                return
-            self._fail_late(self._loop.time())
+                not_tried = GaveUp(error.error, in_doubt=False) if isinstance(error, GaveUp) else error
+                if not self._fail_late(deadlines.now(), not_tried):  # waiting is in vain
+                    self._fail_late(math.inf, not_tried)
+            else:
+                self._fail_late(deadlines.now())
             if self._waiting:
                 await asyncio.sleep(POLL_INTERVAL_S)
+
+    def _first_deadline(self) -> float:
+        return min(write.job.deadline for queue in self._waiting.values() for write in queue)
 
     async def _write_queue(self, session_id: str) -> None:
         """Carry out the writes that wait for a session, in order, until another connection holds it again."""
         while queue := self._waiting.get(session_id):
             job = queue[0].job
             try:
-                (job.result,) = await self._writer.write([job.work])
+                (job.result,) = await self._writer.write([job.work], job.deadline, job.deadline)
             except Exception as error:
                 if sqlstate_of(error) == LOCK_NOT_AVAILABLE:
                     return
                 job.error = error
                 if isinstance(error, GaveUp):
-                    self._finish_first(session_id)
+                    self._finish(session_id, queue[0])
                     raise
-            self._finish_first(session_id)
+            self._finish(session_id, queue[0])
 
-    def _fail_late(self, now: float) -> None:
-        for session_id in list(self._waiting):
-            while (queue := self._waiting.get(session_id)) and queue[0].deadline <= now:
-                queue[0].job.error = queue[0].error
-                self._finish_first(session_id)
+    def _fail_late(self, now: float, error: Exception | None = None) -> bool:
+        """Let those fail whose deadline is over; returns whether there were any.
 
-    def _fail_all(self, error: Exception) -> None:
-        for session_id in list(self._waiting):
-            while queue := self._waiting.get(session_id):
-                queue[0].job.error = error
-                self._finish_first(session_id)
+        Args:
+            error: what they fail with; None: what each met.
+        """
+        late = [
+            (session_id, write)
+            for session_id, queue in self._waiting.items()
+            for write in queue
+            if write.job.deadline <= now
+        ]
+        for session_id, write in late:
+            give_errors([write.job], error or write.error)
+            self._finish(session_id, write)
+        return bool(late)
 
-    def _finish_first(self, session_id: str) -> None:
+    def _finish(self, session_id: str, write: _HeldWrite) -> None:
         queue = self._waiting[session_id]
-        job = queue.popleft().job
+        queue.remove(write)
         if not queue:
             del self._waiting[session_id]
-        self._batcher.settle([job])
+            self._batcher.unblock(session_id)
+        self._batcher.settle([write.job])
 
 
-async def held_sessions(writer: Writer, jobs: Sequence[Job[Write]]) -> set[str]:
+async def held_sessions(writer: Writer, jobs: Sequence[Job[Write]], deadline: float) -> set[str]:
     """Which sessions kept these writes, of one group, from being written; none where that cannot be found out."""
     if len(jobs) == 1:
         return {jobs[0].work.session_id}
     try:
-        return await writer.held_among(job.work.session_id for job in jobs)
+        return await writer.held_among((job.work.session_id for job in jobs), deadline)
     except Exception:  # the caller then tries each alone, and each meets what is wrong
         return set()

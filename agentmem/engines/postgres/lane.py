@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import TypeVar
 
 from ...errors import AgentMemError
+from .. import deadlines
 from ..callbacks import CallbackFailed
 from .connection import BoundedConnection, Connection, close, connect, hang_up, in_own_task, is_closed, terminate
 from .database import Database
@@ -25,6 +26,10 @@ silently drop idle connections, mostly after 350 or more."""
 AT_END_S = 1.0
 """How long the last statement before a lane is closed may take, in seconds."""
 
+ATTEMPT_S = 1.0
+"""How long an attempt to connect may take even where the call's time is over, in seconds; what takes longer counts as
+waiting."""
+
 Work = Callable[[BoundedConnection], Awaitable[T]]
 """What a lane is to do on its connection. Where the connection is lost, it is done again on a new one."""
 
@@ -33,15 +38,13 @@ class Connector(ABC):
     """Where the lanes of a pool get their connections from.
 
     Attributes:
-        busy_timeout_s: how long a call may wait for a connection.
         has_connected: whether there ever was a connection.
         are_kept: whether a lane keeps its connection for the next call.
     """
 
     are_kept: bool
 
-    def __init__(self, busy_timeout_s: float) -> None:
-        self.busy_timeout_s = busy_timeout_s
+    def __init__(self) -> None:
         self.has_connected = False
 
     @abstractmethod
@@ -49,7 +52,7 @@ class Connector(ABC):
         """A connection.
 
         Args:
-            timeout_s: how long that may take; at least 1 s is allowed for it.
+            timeout_s: how long that may take; at least ``ATTEMPT_S`` is allowed for it.
             hosts_tried: how many of the URL's hosts have not answered in time.
         """
 
@@ -68,13 +71,13 @@ class OwnConnections(Connector):
     are_kept = True
 
     def __init__(self, database: Database) -> None:
-        super().__init__(database.busy_timeout_s)
+        super().__init__()
         self._database = database
 
     async def connect(self, timeout_s: float, hosts_tried: int) -> Connection:
         url, hosts = rotate_hosts(self._database.url, hosts_tried)
         # asyncpg's time limit is for all hosts together; a silent one must leave time for the others.
-        limit_s = max(timeout_s / hosts, 1.0)
+        limit_s = max(timeout_s / hosts, ATTEMPT_S)
         return await connect(url, timeout_s=limit_s, statement_cache_size=self._database.statement_cache_size)
 
     async def give_back(self, connection: Connection) -> None:
@@ -87,11 +90,11 @@ class CallersConnections(Connector):
     are_kept = False
 
     def __init__(self, database: Database) -> None:
-        super().__init__(database.busy_timeout_s)
+        super().__init__()
         self._pool = database.callers_pool
 
     async def connect(self, timeout_s: float, hosts_tried: int) -> Connection:
-        return await self._pool.acquire(timeout=max(timeout_s, 1.0))
+        return await self._pool.acquire(timeout=max(timeout_s, ATTEMPT_S))
 
     def has_one_at_hand(self) -> bool:
         return not self._pool.is_closing() and bool(self._pool.get_idle_size())
@@ -116,6 +119,7 @@ class Lane:
         loop: the event loop on which all of it happens.
         prepare: awaited on the connection before each attempt.
         explain: awaited where the server refused an attempt; returns what is to be raised.
+        on_wait: called with the error for which a call waits for a connection, and with None when it does not any more.
     """
 
     def __init__(
@@ -124,12 +128,15 @@ class Lane:
         loop: asyncio.AbstractEventLoop,
         prepare: Work[None] | None = None,
         explain: Callable[[BoundedConnection, Exception], Awaitable[Exception]] | None = None,
+        on_wait: Callable[[Exception | None], None] = lambda error: None,
     ) -> None:
         self._connector = connector
         self._loop = loop
         self._prepare = prepare
         self._explain = explain
+        self._on_wait = on_wait
         self._connection: Connection = None
+        self._is_prepared = False  # whether any connection was
         self._used_at = 0.0
         self._hosts_tried = 0
 
@@ -138,36 +145,63 @@ class Lane:
         """Whether it has a connection, as far as it knows."""
         return self._connection is not None
 
-    async def run(self, work: Work[T]) -> T:
+    async def run(
+        self,
+        work: Work[T],
+        deadline: float,
+        *,
+        settle_by: float | None = None,
+        on_doubt: Callable[[GaveUp], None] = lambda error: None,
+    ) -> T:
         """Do `work` on the connection; where that is lost, again on a new one, for as long as the call may wait.
+
+        Args:
+            deadline, settle_by: see ``Retries``.
+            on_doubt: called before an attempt that is to find out whether an earlier one was committed, with the error
+                of those who do not wait for it.
 
         Raises:
             GaveUp: no connection could do it in time, or none can be made.
         """
-        retries = Retries(self._loop.time(), self._connector.busy_timeout_s)
-        while True:
-            connection: BoundedConnection | None = None
-            try:
-                connection = await self._connected(retries)
-                result = await work(connection)
-            except Exception as error:
-                failure = self._failure(error, connection)
-                explained = await self._explained(error, connection, failure)
-                await self._after_attempt(is_lost=failure.is_connection_lost)
-                decision = retries.decide(failure, self._loop.time())
-                if decision is Decision.RAISE:
-                    if explained is not error:
-                        raise explained from error
-                    raise
-                if decision is Decision.GIVE_UP:
-                    raise GaveUp(error, in_doubt=retries.in_doubt) from error
-                if connection is None and isinstance(error, TimeoutError):
-                    self._hosts_tried += 1
-                await asyncio.sleep(retries.next_pause_s())
-            else:
-                self._used_at = self._loop.time()
-                await self._after_attempt(is_lost=False)
-                return result
+        retries = Retries(deadlines.now(), deadline, settle_by)
+        try:
+            while True:
+                connection: BoundedConnection | None = None
+                try:
+                    connection = await self._connected(retries)
+                    result = await work(connection)
+                except Exception as error:
+                    await self._after_failure(error, connection, retries)
+                    if retries.in_doubt:
+                        on_doubt(GaveUp(error, in_doubt=True))
+                    await asyncio.sleep(retries.next_pause_s())
+                else:
+                    self._used_at = self._loop.time()
+                    await self._after_attempt(is_lost=False)
+                    return result
+        finally:
+            self._on_wait(None)
+
+    async def _after_failure(self, error: Exception, connection: BoundedConnection | None, retries: Retries) -> None:
+        """Return where the work is to be tried again.
+
+        Raises:
+            GaveUp: see :meth:`run`.
+            Exception: `error`, where it is the outcome.
+        """
+        failure = self._failure(error, connection)
+        explained = await self._explained(error, connection, failure)
+        await self._after_attempt(is_lost=failure.is_connection_lost)
+        decision = retries.decide(failure, deadlines.now())
+        if decision is Decision.RAISE:
+            if explained is not error:
+                raise explained from error
+            raise error
+        self._on_wait(error)  # also where it gives up: what waits behind would meet the same
+        if decision is Decision.GIVE_UP:
+            raise GaveUp(error, in_doubt=retries.in_doubt) from error
+        if connection is None and isinstance(error, TimeoutError):
+            self._hosts_tried += 1
 
     async def run_at_end(self, work: Work[None]) -> bool:
         """Do `work` once, before the lane is closed, where there is a connection that needs no waiting for.
@@ -183,7 +217,7 @@ class Lane:
         async def run() -> None:
             if self._connection is None:
                 await self._connect(AT_END_S)
-            await work(BoundedConnection(self._connection, AT_END_S))
+            await work(BoundedConnection(self._connection, AT_END_S, wait_s=0.0))
 
         with suppress(*CLOSING_ERRORS):
             await in_own_task(run())
@@ -204,13 +238,24 @@ class Lane:
     async def _connected(self, retries: Retries) -> BoundedConnection:
         if self._connection is not None and self._loop.time() - self._used_at > MAX_IDLE_S:
             await self.close()
-        if self._connection is None:
-            await in_own_task(self._connect(retries.left_s(self._loop.time())))
-            self._used_at = self._loop.time()
-            self._connector.has_connected = True
-        connection = BoundedConnection(self._connection, retries.statement_limit_s)
+        if self._connection is not None and self._is_prepared:
+            return await self._prepared(retries)
+        waiting = self._loop.call_later(ATTEMPT_S, self._on_wait, TimeoutError("no connection in time"))
+        try:
+            if self._connection is None:
+                await in_own_task(self._connect(retries.left_s(deadlines.now())))
+                self._used_at = self._loop.time()
+                self._connector.has_connected = True
+            return await self._prepared(retries)
+        finally:
+            waiting.cancel()
+
+    async def _prepared(self, retries: Retries) -> BoundedConnection:
+        left_s = retries.left_s(deadlines.now())
+        connection = BoundedConnection(self._connection, retries.statement_limit_s, left_s)
         if self._prepare is not None:
             await self._prepare(connection)
+        self._is_prepared = True
         return connection
 
     async def _connect(self, timeout_s: float) -> None:

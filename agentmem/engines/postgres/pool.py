@@ -11,20 +11,23 @@ Rules kept here:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Coroutine
+import math
+from collections.abc import AsyncGenerator, Awaitable, Coroutine, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import AsyncGeneratorType
 from typing import Any, TypeVar, cast
 
 from ...cancellation import UncancellableTask, despite_cancellation
 from ...lifecycle import when_program_ends
-from ..batching import Batch, Batcher, Groups, Job, Queue, QueueCounts
+from .. import deadlines
+from ..batching import Batch, Batcher, Groups, Job, Queue, QueueCounts, first_and_last_deadline, give_errors
 from ..pools import Leases, LoopPool, Pools
 from .connection import BoundedConnection, in_own_task
 from .database import Database
 from .errors import LOCK_NOT_AVAILABLE, GaveUp, sqlstate_of
 from .held import HeldSessions, held_sessions
-from .lane import Lane, Work, connector_for
+from .lane import ATTEMPT_S, Lane, Work, connector_for
 from .reads import Feeder, Query, ReadNewest, read_newest
 from .schema import Schema
 from .statements import Statements
@@ -93,10 +96,9 @@ class Pool(LoopPool):
         self._database = database
         self._connector = connector_for(database)
         self._writers = [
-            Writer(self._new_lane(), self.schema, self.statements, self.feeder, database.busy_timeout_s)
-            for _ in range(WRITERS)
+            Writer(self._new_lane(self.writes), self.schema, self.statements, self.feeder) for _ in range(WRITERS)
         ]
-        self._readers = [self._new_lane() for _ in range(READERS)]
+        self._readers = [self._new_lane(self.newest), *(self._new_lane(self.queries) for _ in range(READERS - 1))]
         self._held = HeldSessions(self._writers[-1], self.writes, loop, self._start)
         self._opening = asyncio.Lock()
         self._is_open = False
@@ -125,14 +127,14 @@ class Pool(LoopPool):
             held_writes=self._held.write_count,
         )
 
-    async def open(self) -> None:
+    async def open(self, deadline: float) -> None:
         """Connect, and have the schema created or upgraded, unless that was done."""
         if not self._is_open:
-            job = await self.newest.submit(ReadNewest("", 0))
+            job = await self.newest.submit(ReadNewest("", 0), deadline)
             if job.error is not None:
                 raise job.error
 
-    async def on_own_connection(self, work: Work[T]) -> T:
+    async def on_own_connection(self, work: Work[T], deadline: float) -> T:
         """Do `work` on a connection beside the pool's, for which no tables are created or upgraded.
 
         Where the caller is cancelled, the work is, too.
@@ -141,7 +143,7 @@ class Pool(LoopPool):
 
         async def run() -> T:
             try:
-                return await lane.run(work)
+                return await lane.run(work, deadline)
             finally:
                 await lane.close()
 
@@ -149,8 +151,17 @@ class Pool(LoopPool):
 
     # Opening and closing
 
-    def _new_lane(self) -> Lane:
-        return Lane(self._connector, self.loop, self._prepare, self.schema.explain)
+    def _new_lane(self, batcher: Batcher[Any]) -> Lane:
+        """A lane for the batches of a batcher."""
+
+        def on_wait(error: Exception | None) -> None:
+            if error is None:
+                batcher.unblock(lane)
+            else:
+                batcher.block(lane, error)
+
+        lane = Lane(self._connector, self.loop, self._prepare, self.schema.explain, on_wait)
+        return lane
 
     async def _prepare(self, connection: BoundedConnection) -> None:
         """Have the schema created or upgraded, unless that was done."""
@@ -158,9 +169,16 @@ class Pool(LoopPool):
             self._at_shutdown = cast("AsyncGeneratorType[None, None]", self._close_at_shutdown())
             await self._at_shutdown.__anext__()
         if not self._is_open:
-            async with self._opening:
+            await in_own_task(self._begin_opening(max(ATTEMPT_S, connection.wait_s)))
+            try:
                 await self.schema.create_or_upgrade(connection)
                 self._is_open = True
+            finally:
+                self._opening.release()
+
+    async def _begin_opening(self, timeout_s: float) -> None:
+        async with asyncio.timeout(timeout_s):
+            await self._opening.acquire()
 
     async def _close_at_shutdown(self) -> AsyncGenerator[None, None]:
         # loop.shutdown_asyncgens(), as asyncio.run() calls it last, finishes every generator that was begun on the
@@ -206,12 +224,15 @@ class Pool(LoopPool):
     # Batches
 
     def _send_writes(self, batch: Batch[Write]) -> None:
+        self.writes.claim(batch)
         self._start(self._carry_out(self.writes, batch, self._write(self._writers[batch.slot], batch)))
 
     def _send_newest(self, batch: Batch[ReadNewest]) -> None:
+        self.newest.claim(batch)
         self._start(self._carry_out(self.newest, batch, self._read_newest(self._readers[0], batch)))
 
     def _send_query(self, batch: Batch[Query]) -> None:
+        self.queries.claim(batch)
         self._start(self._carry_out(self.queries, batch, self._query(self._readers[1 + batch.slot], batch)))
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
@@ -230,45 +251,69 @@ class Pool(LoopPool):
             batcher.finish(batch)
 
     async def _write(self, writer: Writer, batch: Batch[Write]) -> None:
-        deadline = self.loop.time() + self._database.busy_timeout_s
         groups = Groups(batch.jobs, kind_of, size_of=size_bytes, max_size=MAX_GROUP_BYTES)
         for group in groups:
-            self._held.set_aside([job for job in group if job.work.session_id in self._held], deadline)
+            self._held.set_aside([job for job in group if job.work.session_id in self._held])
             ready = [job for job in group if job.work.session_id not in self._held]
             if not ready:
                 continue
+            deadline, settle_by = first_and_last_deadline(ready)
             try:
-                results = await writer.write([job.work for job in ready])
+                fail_late = partial(self._fail_late_in_doubt, ready)
+                results = await writer.write([job.work for job in ready], deadline, settle_by, fail_late)
             except GaveUp as error:
                 self._give_up(groups, ready, error)
             except Exception as error:
                 is_held = sqlstate_of(error) == LOCK_NOT_AVAILABLE
-                held = await held_sessions(writer, ready) if is_held else set[str]()
+                held = await held_sessions(writer, ready, deadline) if is_held else set[str]()
                 if held:
-                    self._held.set_aside([job for job in ready if job.work.session_id in held], deadline, error)
+                    self._held.set_aside([job for job in ready if job.work.session_id in held], error)
                     groups.again([job for job in ready if job.work.session_id not in held])
                 elif groups.failed(ready, error):
                     self.writes.settle(ready)
             else:
                 groups.succeeded(ready, results)
-                self.writes.settle(ready)
+                self.writes.settle([job for job in ready if not job.is_settled])
+
+    def _fail_late_in_doubt(self, group: Sequence[Job[Write]], error: GaveUp) -> None:
+        """Let those fail that may wait no longer, while the others' attempts find out what became of the group."""
+        now = deadlines.now()
+        late = [job for job in group if job.deadline <= now and not job.is_settled]
+        give_errors(late, error)
+        self.writes.settle(late)
 
     def _give_up(self, groups: Groups[Write], group: list[Job[Write]], error: GaveUp) -> None:
-        """Let the group fail, and all that is left: it would wait as long in vain."""
-        left = groups.failed_for_all([], GaveUp(error.error, in_doubt=False))  # nothing of these was sent
-        for job in group:
-            job.error = error
-        self.writes.settle([*group, *left])
+        """Let those fail that may wait no longer; all, where waiting is in vain."""
+        not_sent = GaveUp(error.error, in_doubt=False)
+        if error.in_doubt:
+            left = [job for job in group if not job.is_settled]
+            give_errors(left, error)
+            failed = [*left, *groups.fail_late([], not_sent, deadlines.now())]
+        else:
+            failed = groups.fail_late(group, not_sent, deadlines.now()) or groups.fail_late([], not_sent, math.inf)
+        self.writes.settle(failed)
 
     async def _read_newest(self, lane: Lane, batch: Batch[ReadNewest]) -> None:
-        results = await read_newest(lane, self.schema, self.statements, [job.work for job in batch.jobs])
-        for job, result in zip(batch.jobs, results, strict=True):
-            job.result = result
-        self.newest.settle(batch.jobs)
+        jobs = batch.jobs
+        while jobs:
+            deadline, _ = first_and_last_deadline(jobs)
+            try:
+                wanted = [job.work for job in jobs]
+                results = await read_newest(lane, self.schema, self.statements, wanted, deadline)
+            except GaveUp as error:
+                now = deadlines.now()
+                late = [job for job in jobs if job.deadline <= now] or jobs
+                give_errors(late, error)
+            else:
+                late = jobs
+                for job, result in zip(jobs, results, strict=True):
+                    job.result = result
+            self.newest.settle(late)
+            jobs = [job for job in jobs if not job.is_settled]
 
     async def _query(self, lane: Lane, batch: Batch[Query]) -> None:
         (job,) = batch.jobs
-        job.result = await lane.run(job.work.run)
+        job.result = await lane.run(job.work.run, job.deadline)
         self.queries.settle(batch.jobs)
 
 

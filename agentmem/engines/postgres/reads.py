@@ -48,7 +48,7 @@ class Query:
 
 
 async def read_newest(
-    lane: Lane, schema: Schema, statements: Statements, wanted: Sequence[ReadNewest]
+    lane: Lane, schema: Schema, statements: Statements, wanted: Sequence[ReadNewest], deadline: float
 ) -> list[Joined | None]:
     """The newest rows of each session; None where they are too long to come as one text.
 
@@ -58,7 +58,7 @@ async def read_newest(
     ids, counts = [one.session_id for one in wanted], array(one.count for one in wanted)
     try:
         rows = await lane.run(
-            lambda connection: connection.fetch(statements.newest_joined, ids, counts, MAX_JOINED_BYTES)
+            lambda connection: connection.fetch(statements.newest_joined, ids, counts, MAX_JOINED_BYTES), deadline
         )
     except (asyncpg.ProgramLimitExceededError, asyncpg.OutOfMemoryError):  # the server could not join them
         return [None] * len(wanted)

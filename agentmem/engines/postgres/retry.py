@@ -2,7 +2,8 @@
 
 Rules kept here:
 
-- Work that has begun and lost its connection is tried again for as long as a call may wait, counted from that loss.
+- A call is tried again until its deadline, which counts from when it was made. Where its work took longer and then lost
+  its connection, there is one more attempt.
 - Once an attempt may have been committed, only an answer of the server's settles it: until then every error is retried.
 - Nothing is tried again where waiting is in vain: the server refuses, or nothing has ever answered at the address.
 """
@@ -55,27 +56,30 @@ class Decision(Enum):
 
 
 class Retries:
-    """The attempts at one call.
+    """The attempts at one call, or at several calls that are carried out together.
 
     Args:
-        now: the event loop's time.
-        busy_timeout_s: how long the call may wait for a connection.
+        now: the time on the clock of deadlines.
+        deadline: until when the call may wait for a connection; of several calls the earliest.
+        settle_by: until when it is tried to find out whether an attempt was committed; of several calls the latest
+            deadline. Default: `deadline`.
 
     Attributes:
         in_doubt: whether one of the attempts may have been committed.
         statement_limit_s: how long a statement of the next attempt may take.
     """
 
-    def __init__(self, now: float, busy_timeout_s: float) -> None:
+    def __init__(self, now: float, deadline: float, settle_by: float | None = None) -> None:
         self.in_doubt = False
-        self.statement_limit_s = busy_timeout_s + ANSWER_TIMEOUT_S
-        self._busy_timeout_s = busy_timeout_s
-        self._deadline = now + busy_timeout_s
+        self.statement_limit_s = max(0.0, deadline - now) + ANSWER_TIMEOUT_S
+        self._deadline = deadline
+        self._settle_by = deadline if settle_by is None else settle_by
+        self._has_one_more = now < deadline
         self._has_begun = False
         self._pause_s = FIRST_PAUSE_S
 
     def left_s(self, now: float) -> float:
-        """How long the call may still wait for a connection; negative where its time is over."""
+        """How long the call may still wait for a connection or a lock; negative where its time is over."""
         return self._deadline - now
 
     def decide(self, failure: Failure, now: float) -> Decision:
@@ -84,10 +88,12 @@ class Retries:
         may_succeed_later = failure.is_connection_lost or failure.is_rolled_back or self.in_doubt
         if failure.had_connection and not may_succeed_later:
             return Decision.RAISE
-        if failure.had_connection and not self._has_begun:
-            self._has_begun = True
-            self._deadline = now + self._busy_timeout_s
-        if not may_succeed_later or failure.is_unreachable or now >= self._deadline:
+        is_first_loss = failure.had_connection and not self._has_begun
+        self._has_begun = self._has_begun or failure.had_connection
+        is_over = now >= (self._settle_by if self.in_doubt else self._deadline) and not (
+            is_first_loss and self._has_one_more
+        )
+        if not may_succeed_later or failure.is_unreachable or is_over:
             return Decision.GIVE_UP
         if self._has_begun:
             self.statement_limit_s = min(self.statement_limit_s, max(1.0, self.left_s(now)))

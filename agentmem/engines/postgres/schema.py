@@ -135,7 +135,7 @@ class Schema:
         if await self.version(connection) == SCHEMA_VERSION:
             return
         async with connection.transaction("READ COMMITTED"):
-            lock_timeout = milliseconds(self._database.busy_timeout_s)
+            lock_timeout = milliseconds(connection.wait_s)
             await connection.execute("SELECT set_config('lock_timeout', $1, true)", lock_timeout)
             schema = self._database.schema
             await connection.execute("SELECT pg_advisory_xact_lock($1)", crc32(schema.encode()))

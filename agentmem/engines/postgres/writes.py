@@ -14,14 +14,16 @@ Rules kept here:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import cast
 from uuid import UUID, uuid4
 
+from .. import deadlines
 from ..operations import Append, Clear, Pop
 from .connection import BoundedConnection
+from .errors import GaveUp
 from .lane import Lane
 from .reads import Feeder
 from .schema import SCHEMA_VERSION, Schema
@@ -61,17 +63,13 @@ class Writer:
         lane: its connections.
         schema, statements: of the database.
         feeder: feeds what a pop reads.
-        busy_timeout_s: how long a call may wait for a lock.
     """
 
-    def __init__(
-        self, lane: Lane, schema: Schema, statements: Statements, feeder: Feeder, busy_timeout_s: float
-    ) -> None:
+    def __init__(self, lane: Lane, schema: Schema, statements: Statements, feeder: Feeder) -> None:
         self.lane = lane
         self._schema = schema
         self._statements = statements
         self._feeder = feeder
-        self._busy_timeout_s = busy_timeout_s
         self._id = uuid4()
         self._number = 0  # of its newest transaction
 
@@ -87,8 +85,18 @@ class Writer:
             lambda connection: connection.execute(self._statements.forget_writers, *values)
         )
 
-    async def write(self, writes: Sequence[Write]) -> Sequence[object]:
+    async def write(
+        self,
+        writes: Sequence[Write],
+        deadline: float,
+        settle_by: float,
+        on_doubt: Callable[[GaveUp], None] = lambda error: None,
+    ) -> Sequence[object]:
         """Carry out writes with one :func:`kind_of` in one transaction, exactly once.
+
+        Args:
+            deadline, settle_by: the earliest and the latest deadline of the calls that they are for.
+            on_doubt: see ``Lane.run``.
 
         Returns:
             The result of each: what a pop read, else None.
@@ -101,9 +109,10 @@ class Writer:
         """
         if not self._number:  # with its first write; what such old writers have sent is long since settled
             forget = self._statements.forget_old_writers
-            await self.lane.run(lambda connection: connection.execute(forget, self._id, SCHEMA_VERSION))
+            await self.lane.run(lambda connection: connection.execute(forget, self._id, SCHEMA_VERSION), deadline)
         self._number += 1
-        lock_timeout_s = min(LOCK_TIMEOUT_S, self._busy_timeout_s)
+        lock_timeout_s = min(LOCK_TIMEOUT_S, deadline - deadlines.now())
+        run = partial(self.lane.run, deadline=deadline, settle_by=settle_by, on_doubt=on_doubt)
         claim: Claim = (
             milliseconds(lock_timeout_s),
             milliseconds(IDLE_IN_TRANSACTION_TIMEOUT_S),
@@ -113,23 +122,23 @@ class Writer:
         )
         first = writes[0]
         if isinstance(first, Pop):
-            return [await self.lane.run(partial(self._pop, claim, first))]
+            return [await run(partial(self._pop, claim, first))]
         if isinstance(first, Clear):
-            await self.lane.run(partial(self._clear, claim, [write.session_id for write in writes]))
+            await run(partial(self._clear, claim, [write.session_id for write in writes]))
         else:
             appends = cast("Sequence[Append]", writes)
             values = append_values((append.session_id, append.rows) for append in appends)
-            await self.lane.run(partial(self._append, claim, values))
+            await run(partial(self._append, claim, values))
         return [None] * len(writes)
 
-    async def held_among(self, session_ids: Iterable[str]) -> set[str]:
+    async def held_among(self, session_ids: Iterable[str], deadline: float) -> set[str]:
         """Which of these sessions other connections hold; one that another connection is just creating is not seen.
 
         Raises:
             GaveUp, asyncpg.PostgresError: it could not be found out.
         """
         ids = list(set(session_ids))
-        rows = await self.lane.run(lambda connection: connection.fetch(self._statements.held, ids))
+        rows = await self.lane.run(lambda connection: connection.fetch(self._statements.held, ids), deadline)
         return {session_id for (session_id,) in rows}
 
     async def _append(self, claim: Claim, values: Sequence[object], connection: BoundedConnection) -> None:

@@ -8,6 +8,8 @@ Rules kept here:
 - Batches run one after the other, in the order in which they were sent. Once the connection is closed, none runs any
   more: each goes back to its sender.
 - SQLite never crosses a fork: every connection to a file is closed before it.
+- Nobody who closes a connection waits for another process's lock: a thread that waits for one lets go of its own
+  (:meth:`Connection.rest`).
 """
 
 from __future__ import annotations
@@ -16,21 +18,35 @@ import asyncio
 import sqlite3
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, Protocol, TypeVar, cast
 from weakref import WeakSet
 
-from ...errors import StorageError
+from ...errors import StorageBusyError, StorageError
 from ...lifecycle import around_fork, register_own_thread, when_program_ends
+from .. import deadlines
 from ..batching import Batch, Job
-from .checkpoint import Checkpoints
+from .checkpoint import WAIT_MS, Checkpoints
+from .errors import is_lock
 from .file import FileIdentity, opening_lock
 from .opening import OpenedByAiosqlite, open_through_aiosqlite
+from .waiting import LockWait
 
 T = TypeVar("T")
 
 MEMORY = ":memory:"
+
+COPY_WAL_S = 5.0
+"""How long the readers of a moved file are waited for when its last connection closes, in seconds."""
+
+HEARD_S = 0.2
+"""How often a new connection looks whether the event loop that is to hear of it was closed, in seconds."""
+
+IN_USE_S = 0.1
+"""How long work on a file that was at the same path before may take until that counts as waiting, in seconds."""
 
 
 class ConnectionLost(Exception):  # noqa: N818  no error of the caller's: the sender opens another connection
@@ -41,7 +57,7 @@ class Origin(Protocol):
     """Where a batch comes from, and where its outcomes go.
 
     Attributes:
-        loop: the event loop on which `settled` and `returned` are called.
+        loop: the event loop on which `take_in`, `returned` and `waits` are called.
     """
 
     loop: asyncio.AbstractEventLoop
@@ -57,7 +73,10 @@ class Origin(Protocol):
         """Settle the jobs that have their outcome."""
 
     def returned(self, batch: Batch[Any]) -> None:
-        """The batch was not run, because the connection was closed before."""
+        """The batch's jobs were not begun, because the connection was closed before."""
+
+    def waits(self, met: Exception | None) -> None:
+        """The thread waits for a lock that another connection holds, for which it met this; None: not any more."""
 
 
 class Outcome:
@@ -86,25 +105,27 @@ class Connection:
         thread: the thread.
         is_open: whether SQLite has it open; once it was closed it is not opened again.
         is_writer: whether it is the one that writes.
-        file: which file it writes to; None for one that reads, and in memory.
+        file: which file it is to; None in memory.
         checkpoints: when it is to copy the WAL into the database; None for one that reads, and in memory.
     """
 
     raw: sqlite3.Connection
 
-    def __init__(self, path: str, busy_timeout_s: float) -> None:
+    def __init__(self, path: str) -> None:
         self.is_writer = False
         self.file: FileIdentity | None = None
         self.checkpoints: Checkpoints | None = None
         self._path = path
-        self._busy_timeout_s = busy_timeout_s
         self._opened: OpenedByAiosqlite | None = None
         self.is_open = False
         self._leaves_wal = self._is_wal_copied = False  # set where its file was moved under it
-        self._lock = threading.Lock()  # held while a batch runs, and while the connection closes
+        self._is_fork_waiting = False
+        # Held while a batch runs, and while the connection closes; notified when it is closed.
+        self._lock = threading.Condition(threading.Lock())
         self._inbox: SimpleQueue[tuple[Origin, Batch[Any]] | None] = SimpleQueue()
         self._ending = threading.Lock()  # nothing may be sent that the thread would never see
         self._is_told_to_end = self._has_ended = False
+        self._is_heard_of = threading.Event()
         self._at_end: list[Callable[[], object]] = []
         self._unreported: list[Outcome] = []
         # A daemon, because the program's end does not wait for it but ends it; see lifecycle.
@@ -114,31 +135,43 @@ class Connection:
     async def open(
         cls,
         path: str,
-        busy_timeout_s: float,
         prepare: Callable[[Connection], None],
         before: Callable[[], None] = lambda: None,
+        *,
+        deadline: float = 0,
+        on_wait: Callable[[Exception | None], None] = lambda met: None,
     ) -> Connection:
         """Connect, and `prepare` the connection in its own thread; closed again where that fails.
 
         Args:
+            prepare: called again where it met a lock.
             before: called in that thread before SQLite opens the file, while no other connection is being opened.
+            deadline: until when locks are waited for.
+            on_wait: called on the event loop with what was met when a wait begins, and with None when it is over.
 
         Raises:
             ConnectionLost: a fork came between.
             StorageError: the program is ending, or there are no threads or descriptors left.
-            sqlite3.Error: SQLite cannot open it.
+            sqlite3.Error: SQLite cannot open it, or another connection held a lock until the deadline.
             Exception: what `before` and `prepare` raise.
         """
         _refuse_at_end(path)
-        connection = cls(path, busy_timeout_s)
+        connection = cls(path)
         loop = asyncio.get_running_loop()
         opened: asyncio.Future[BaseException | None] = loop.create_future()
 
         def tell(error: BaseException | None) -> bool:
             return _call_on(loop, lambda: None if opened.done() else opened.set_result(error))
 
-        connection._start(before, prepare, tell)
-        error = await opened
+        wait = LockWait(connection, lambda met: _call_on(loop, on_wait, met))
+        connection._start(partial(connection._open, before, prepare, wait, deadline), tell, loop)
+        try:
+            error = await opened
+        except BaseException:
+            connection.end()  # nobody will use it
+            raise
+        finally:
+            connection._is_heard_of.set()
         if error is not None:
             raise error
         return connection
@@ -218,10 +251,11 @@ class Connection:
                 again until that WAL is gone.
         """
         with self._lock:
-            if self.is_open and self.file is not None and not self.file.is_at_its_path():
+            if self.is_open and self.is_writer and self.file is not None and not self.file.is_at_its_path():
                 self._leaves_wal = True
                 self._is_wal_copied = self._copy_wal()
             self.is_open = False
+            self._lock.notify_all()
             try:
                 if self._opened is not None:
                     self._opened.disconnect()
@@ -233,18 +267,54 @@ class Connection:
                 self._leaves_wal = False
                 _leaving_wal.discard(self)
 
+    def _disconnect_moved(self, wait: LockWait) -> None:
+        """The same from the thread that opens another file at the path; what runs here may make that wait."""
+        if self._lock.acquire(timeout=IN_USE_S):
+            self._lock.release()
+        else:
+            wait.note(
+                StorageBusyError(f"{self._path} was replaced, and what this program does in the old file has not ended")
+            )
+        try:
+            self.disconnect()
+        finally:
+            wait.end()
+
     def _copy_wal(self) -> bool:
         """Copy the whole WAL into the database; False where that cannot be done."""
         # SQLite leaves the WAL of a file that was moved at the path where it was: what was acknowledged would be
         # missing where the file is now, and be played into the one that is at the path next. FULL waits for readers,
-        # as long as busy_timeout_s, before whom PASSIVE would stop, and holds the lock for writing (see checkpoint).
-        try:
-            ((_, in_wal, copied),) = self.raw.execute("PRAGMA wal_checkpoint(FULL)")
-        except sqlite3.Error:
-            return False
-        return bool(in_wal == copied)
+        # before whom PASSIVE would stop, and holds the lock for writing (see checkpoint). It waits in short steps,
+        # because a fork waits for it.
+        until = deadlines.now() + COPY_WAL_S
+        self.raw.execute(f"PRAGMA busy_timeout = {WAIT_MS}")
+        while True:
+            try:
+                ((_, in_wal, copied),) = self.raw.execute("PRAGMA wal_checkpoint(FULL)")
+            except sqlite3.Error as error:
+                if not is_lock(error):
+                    return False
+            else:
+                if in_wal == copied:
+                    return True
+            if self._is_fork_waiting or deadlines.now() >= until:
+                return False
 
     # In the connection's thread
+
+    def rest(self, pause_s: float) -> None:
+        """Do nothing for so long, and let whoever must close the connection do so.
+
+        Raises:
+            ConnectionLost: it was closed.
+        """
+        self._lock.wait(pause_s)
+        if not self.is_open:
+            raise ConnectionLost
+
+    def lock_wait(self, origin: Origin) -> LockWait:
+        """For a batch that may meet a lock."""
+        return LockWait(self, lambda met: _call_on(origin.loop, origin.waits, met))
 
     def settle(self, origin: Origin, batch: Batch[Any], jobs: Iterable[Job[Any]]) -> None:
         """Note that these jobs have their outcome; their callers are told with the next :meth:`report`."""
@@ -267,11 +337,11 @@ class Connection:
 
     def _start(
         self,
-        before: Callable[[], None],
-        prepare: Callable[[Connection], None],
+        connect: Callable[[], None],
         tell: Callable[[BaseException | None], bool],
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
-        self._before, self._prepare, self._tell = before, prepare, tell
+        self._connect, self._tell, self._loop = connect, tell, loop
         try:
             register_own_thread(self.thread)
             self.thread.start()
@@ -280,11 +350,11 @@ class Connection:
 
     def _run(self) -> None:
         try:
-            self._open()
+            self._connect()
         except BaseException as error:  # raised where the connection was to be opened
             self._end_with(error)
             return
-        if not self._tell(None):
+        if not self._tell(None) or not self._is_loop_hearing():
             self.end()  # whoever opened it is gone with the event loop
         try:
             try:
@@ -297,19 +367,39 @@ class Connection:
             threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), self.thread)))
         self._end_all()
 
-    def _open(self) -> None:
-        with opening_lock:  # a fork waits until aiosqlite is done
+    def _is_loop_hearing(self) -> bool:
+        # A loop may be closed after it was told and before it has heard.
+        while not self._is_heard_of.wait(HEARD_S):
+            if self._loop.is_closed() or self._is_told_to_end:
+                return False
+        return True
+
+    def _open(
+        self, before: Callable[[], None], prepare: Callable[[Connection], None], wait: LockWait, deadline: float
+    ) -> None:
+        with _opening_without_moved(self._path, wait):  # a fork waits until aiosqlite is done
             _refuse_at_end(self._path)
-            _close_moved(self._path)
-            self._before()
-            self._opened = self.raw = open_through_aiosqlite(self._path, self._busy_timeout_s)
+            before()
+            self._opened = self.raw = open_through_aiosqlite(self._path)
             self.is_open = True
             _open.add(self)
             _connections.add(self)
         with self._lock:
             if not self.is_open:
                 raise ConnectionLost
-            self._prepare(self)
+            self._prepare(prepare, wait, deadline)
+
+    def _prepare(self, prepare: Callable[[Connection], None], wait: LockWait, deadline: float) -> None:
+        try:
+            while True:
+                try:
+                    return prepare(self)
+                except sqlite3.Error as error:
+                    if not is_lock(error) or deadlines.now() >= deadline:
+                        raise
+                    wait.pause(error, deadline)
+        finally:
+            wait.end()
 
     def _disconnect_at_end(self) -> None:
         try:
@@ -352,6 +442,9 @@ class Connection:
             error = None
             try:
                 origin.run(self, batch)
+            except ConnectionLost:
+                self._return(origin, batch)
+                return
             except BaseException as raised:  # raised again where the calls are awaited
                 error = raised
         last = self._outcome_of(origin, batch)
@@ -384,6 +477,9 @@ class _Caller:
 
     def returned(self, batch: Batch[Any]) -> None:
         self._end(ConnectionLost())
+
+    def waits(self, met: Exception | None) -> None:
+        """A function meets no lock that it does not wait for itself."""
 
     def _end(self, error: BaseException | None) -> None:
         (job,) = self.batch.jobs
@@ -438,18 +534,34 @@ def _refuse_at_end(path: str) -> None:
         )
 
 
-def _close_moved(path: str) -> None:
-    """Close the connections to a file that was at this path: SQLite must not have two files open under one path.
+@contextmanager
+def _opening_without_moved(path: str, wait: LockWait) -> Iterator[None]:
+    """Hold ``opening_lock`` while no connection to a file is open that was at this path before.
 
-    Both would use the same -wal and -shm. No lease sees those of a pool that is just opening or closing.
+    SQLite must not have two files open under one path: both would use the same -wal and -shm. No lease sees those of a
+    pool that is just opening or closing.
 
     Raises:
         StorageError: the WAL of such a file is still at the path; see :meth:`Connection.disconnect`.
     """
-    for connection in [*_open, *_leaving_wal]:
-        file = connection.file
-        if connection._path == path and file is not None and not file.is_at_its_path():
-            connection.disconnect()
+    while True:
+        # Without the lock: what they run may take long, and no fork and no other file waits for it then.
+        for connection in _moved(path):
+            connection._disconnect_moved(wait)
+        with opening_lock:
+            if not _moved(path):
+                yield
+                return
+
+
+def _moved(path: str) -> list[Connection]:
+    """The connections to a file that was at this path, the writers last, so that no reader checkpoints."""
+    moved = {
+        connection
+        for connection in [*_open, *_leaving_wal]
+        if connection._path == path and connection.file is not None and not connection.file.is_at_its_path()
+    }
+    return sorted(moved, key=lambda connection: connection.is_writer)
 
 
 def _close_all_at_end() -> None:
@@ -465,6 +577,7 @@ def _close_before_fork() -> None:
     # The writers last, so that no reader checkpoints.
     for connection in sorted(_open, key=lambda connection: connection.is_writer):
         if not connection.in_memory:
+            connection._is_fork_waiting = True
             try:
                 connection.disconnect()
             except StorageError:
@@ -481,7 +594,7 @@ def _start_anew_in_child() -> None:
     _has_program_ended = False
     _inherited.extend(_connections)
     for connection in _leaving_wal:
-        connection._lock = threading.Lock()  # another thread of the parent's may have held it
+        connection._lock = threading.Condition(threading.Lock())  # another thread of the parent's may have held it
     _open.clear()
     _connections.clear()
 

@@ -79,22 +79,21 @@ class SQLiteEngine(PooledEngine[Pool]):
         if durability not in ("full", "normal"):
             raise ValueError(f'durability is "full" or "normal", got {durability!r}')
         name = database_path(db)
-        memory = MemoryDatabase(_prepare_memory, busy_timeout_s) if name == MEMORY else None
+        memory = MemoryDatabase(_prepare_memory) if name == MEMORY else None
         path = name if memory else os.path.realpath(name)
         # Not id(self), which another engine may have once this one is dropped: its pool stays until it is closed.
         key: Hashable = ("sqlite", memory or path)
         self._database = Database(
             name=name,
             path=path,
-            key=(key, busy_timeout_s, durability, self.accepts_sdk_file),
-            busy_timeout_s=busy_timeout_s,
+            key=(key, durability, self.accepts_sdk_file),
             durability=durability,
             accepts_sdk_file=self.accepts_sdk_file,
             memory=memory,
         )
         self._snapshots: set[SnapshotWork[Any]] = set()
         self._copies: set[Future[None]] = set()  # done when nobody works any more on a copy of a database in memory
-        super().__init__(name, key, leases(self._database))
+        super().__init__(name, key, leases(self._database), busy_timeout_s)
         if memory is not None:
             # The connection is this engine's alone, and has a thread, which would outlive it.
             finalize(self, _drop, memory, self._leases).atexit = False  # the program's end closes what is open then
@@ -106,25 +105,27 @@ class SQLiteEngine(PooledEngine[Pool]):
             pool.check_file()
         await super().open()
 
-    async def open_pool(self, pool: Pool) -> None:
-        await pool.open()
+    async def open_pool(self, pool: Pool, deadline: float) -> None:
+        await pool.open(deadline)
 
     async def append(self, session_id: str, rows: Sequence[str]) -> None:
         if rows:
             await self.write(Append(session_id, rows))
 
     async def read(self, session_id: str, reading: Reading[T]) -> T:
+        deadline = self.deadline()
         if reading.is_short:
-            joined = cast("Joined | None", await self.query(ReadJoined(session_id, reading)))
+            joined = cast("Joined | None", await self.query(ReadJoined(session_id, reading), deadline))
             if joined is None or reading.feed_joined(*joined):
                 return reading.result()
-        return cast(T, await self.query(ReadRows(session_id, reading)))
+        return cast(T, await self.query(ReadRows(session_id, reading), deadline))
 
     async def sessions(self, after: str | None, limit: int) -> list[tuple[str, int]]:
+        deadline = self.deadline()
         # The pool would make the file, or its tables. A database in memory has them from the start.
         if after is None and not self.accepts_sdk_file and self._database.memory is None:
-            await self._on_snapshot(lambda snapshot: require_tables(snapshot.connection, self.name))
-        return cast("list[tuple[str, int]]", await self.query(ListSessions(after, limit)))
+            await self._on_snapshot(lambda snapshot: require_tables(snapshot.connection, self.name), deadline)
+        return cast("list[tuple[str, int]]", await self.query(ListSessions(after, limit), deadline))
 
     async def rows(self, session_id: str, start: int, limit: int) -> list[tuple[int, bytes]]:
         return cast("list[tuple[int, bytes]]", await self.query(ReadSlice(session_id, start, limit)))
@@ -135,26 +136,32 @@ class SQLiteEngine(PooledEngine[Pool]):
     async def clear(self, session_id: str) -> None:
         await self.write(Clear(session_id))
 
-    async def write(self, operation: Write) -> object:
-        """Do one write operation; returns its result."""
-        return await self.submit(self.pool().writes, operation, operation.session_id)
+    async def write(self, operation: Write, deadline: float | None = None) -> object:
+        """Do one write operation; returns its result.
 
-    async def query(self, operation: Read) -> object:
-        """Do one read operation; returns its result."""
-        return await self.submit(self.pool().reads, operation, operation.session_id)
+        Args:
+            deadline: of the call that it is a part of; None where it is all that the call does.
+        """
+        return await self.submit(self.pool().writes, operation, operation.session_id, deadline=deadline)
+
+    async def query(self, operation: Read, deadline: float | None = None) -> object:
+        """Do one read operation; returns its result. For `deadline` see :meth:`write`."""
+        return await self.submit(self.pool().reads, operation, operation.session_id, deadline=deadline)
 
     async def check(self, progress: Progress | None = None) -> CheckReport:
-        return await self._on_snapshot(lambda snapshot: check(snapshot, self.name, progress and guarded(progress)))
+        watched = progress and guarded(progress)
+        return await self._on_snapshot(lambda snapshot: check(snapshot, self.name, watched), self.deadline())
 
     async def backup(self, path: str | os.PathLike[str]) -> None:
         target = database_path(path)
         if target == MEMORY:
             raise ValueError("a backup is a file; give a path")
         self.refuse_closed()
+        deadline = self.deadline()
         if (pool := self._leases.get()) is not None:
             # What it has open must still be at its path, else the copy would be of another file.
-            await self.submit(pool.reads, ReadRows("", TailReading(0)))
-        await self._on_snapshot(lambda snapshot: back_up(snapshot, self.name, target))
+            await self.submit(pool.reads, ReadRows("", TailReading(0)), deadline=deadline)
+        await self._on_snapshot(lambda snapshot: back_up(snapshot, self.name, target), deadline)
 
     async def restore(self, backup: Engine) -> None:
         self.refuse_closed()
@@ -164,7 +171,7 @@ class SQLiteEngine(PooledEngine[Pool]):
             raise ValueError("a backup is restored to a file; give its path")
         target = self._database.path
         await let_go_of_closed_loops(target)
-        await backup._on_snapshot(lambda snapshot: restore(snapshot, backup.name, target))
+        await backup._on_snapshot(lambda snapshot: restore(snapshot, backup.name, target), backup.deadline())
 
     def map_error(self, error: BaseException, session_id: str | None = None) -> BaseException:
         return map_error(error, self.name, session_id) if isinstance(error, sqlite3.Error) else error
@@ -185,13 +192,13 @@ class SQLiteEngine(PooledEngine[Pool]):
         if self._copies:
             await asyncio.wait([asyncio.wrap_future(finished) for finished in self._copies])
 
-    async def _on_snapshot(self, function: Callable[[Snapshot], T]) -> T:
+    async def _on_snapshot(self, function: Callable[[Snapshot], T], deadline: float) -> T:
         """Run `function` on one state of the database; on a connection of its own, except in memory."""
         self.refuse_closed()
         try:
             if self._database.memory is not None:
                 return await self._on_memory(self._database.memory, function)
-            work = SnapshotWork(self._database.path, self._database.busy_timeout_s, function)
+            work = SnapshotWork(self._database.path, deadline, function)
             self._snapshots.add(work)
             try:
                 return await work.result()
@@ -228,4 +235,4 @@ def _drop(memory: MemoryDatabase, leases: Leases[Pool]) -> None:
 
 
 def _prepare_memory(connection: Connection) -> None:
-    prepare_writer(connection, MEMORY, busy_timeout_s=0, durability="normal", accepts_sdk_file=False)
+    prepare_writer(connection, MEMORY, durability="normal", accepts_sdk_file=False)

@@ -78,6 +78,11 @@ def map_error(error: sqlite3.Error, path: str, session_id: str | None = None) ->
     return meaning.error(f"{subject}{error}; {meaning.advice}")
 
 
+def is_lock(error: BaseException) -> bool:
+    """Whether an error says that others hold a lock. What meets it has stored nothing, and may be tried again."""
+    return isinstance(error, StorageBusyError) or (isinstance(error, sqlite3.Error) and primary_code(error) == BUSY)
+
+
 def primary_code(error: sqlite3.Error) -> int:
     """Return SQLite's primary result code for an error.
 

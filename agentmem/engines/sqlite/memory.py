@@ -15,12 +15,10 @@ class MemoryDatabase:
 
     Args:
         prepare: sets up the connection, in the connection's thread.
-        busy_timeout_s: passed to the connection, which never waits because it is the only one.
     """
 
-    def __init__(self, prepare: Callable[[Connection], None], busy_timeout_s: float) -> None:
+    def __init__(self, prepare: Callable[[Connection], None]) -> None:
         self._prepare = prepare
-        self._busy_timeout_s = busy_timeout_s
         self._connection: Connection | None = None
         self._lock = threading.Lock()
         self._process = os.getpid()
@@ -60,7 +58,7 @@ class MemoryDatabase:
             connection.end_soon()
 
     async def _open(self) -> Connection:
-        opened = await Connection.open(MEMORY, self._busy_timeout_s, self._prepare)
+        opened = await Connection.open(MEMORY, self._prepare)
         with self._lock:
             if self._connection is None and not self._is_closed:
                 self._connection = opened

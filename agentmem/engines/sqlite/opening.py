@@ -36,11 +36,13 @@ class OpenedByAiosqlite(sqlite3.Connection):
         super().close()
 
 
-def open_through_aiosqlite(path: str, busy_timeout_s: float) -> OpenedByAiosqlite:
+def open_through_aiosqlite(path: str) -> OpenedByAiosqlite:
     """A connection that aiosqlite has opened and let go of, for the calling thread, which has no event loop.
 
     On an event loop of its own, so that nothing that happens to the caller's meanwhile leaves aiosqlite's thread
     waiting. That thread is a daemon where the calling one is, and has mostly ended when this returns.
+
+    The connection never waits for a lock: what it meets is an error at once, and ``waiting`` waits instead of it.
 
     Raises:
         sqlite3.Error: SQLite cannot open it.
@@ -57,7 +59,7 @@ def open_through_aiosqlite(path: str, busy_timeout_s: float) -> OpenedByAiosqlit
     async def open_and_let_go() -> None:
         aio = aiosqlite.connect(
             path,
-            timeout=busy_timeout_s,
+            timeout=0,
             isolation_level=None,
             factory=make,
             check_same_thread=False,  # used in another thread than aiosqlite's, and closed from any, under a lock

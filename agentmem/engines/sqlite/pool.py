@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from ...cancellation import despite_cancellation
 from ...lifecycle import around_fork
@@ -52,7 +53,6 @@ class Database:
         name: the path as messages name it.
         path: of the file, absolute and without links; unused for a database in memory.
         key: equal for two databases that share a pool.
-        busy_timeout_s: how long a statement waits for another process's lock, in seconds.
         durability: "full" or "normal", see ``schema.prepare_writer``.
         accepts_sdk_file: whether a file of the Agents SDK's, without agentmem's tables, may be opened.
         memory: set for a database in memory.
@@ -61,7 +61,6 @@ class Database:
     name: str
     path: str
     key: Hashable
-    busy_timeout_s: float
     durability: str
     accepts_sdk_file: bool = False
     memory: MemoryDatabase | None = field(default=None, compare=False)
@@ -71,7 +70,6 @@ class Database:
         prepare_writer(
             connection,
             self.name,
-            busy_timeout_s=self.busy_timeout_s,
             durability=self.durability,
             accepts_sdk_file=self.accepts_sdk_file,
         )
@@ -124,11 +122,9 @@ class Pool(LoopPool):
             reads=self.reads.counts(),
         )
 
-    async def open(self) -> None:
+    async def open(self, deadline: float) -> None:
         """Connect, and have the schema created or upgraded, unless that was done."""
-        # A task costs as much as half of opening a handle on a pool that is open.
-        if not self._writer.is_connected():
-            await despite_cancellation(self._writer.connected())
+        await self._writer.connected(deadline)
 
     async def close(self) -> None:
         """Finish what was asked for, then close the readers, then the writer."""
@@ -139,10 +135,11 @@ class Pool(LoopPool):
         return not self._is_replaced and (self._file is None or self._file.is_at_its_path())
 
     def retire(self) -> None:
-        """Let go of a file that was replaced, from any thread; those who still use it get StorageError."""
+        """Let go of a file that was replaced, from any thread; those who still use it get StorageError.
+
+        Its connections are closed by whoever opens the file that is there now: here it would have to be waited for.
+        """
         self._is_replaced = True
-        for connection in self._connections():
-            connection.disconnect()
 
     def abandon(self) -> None:
         # In a thread, because closing waits for what the connections still run.
@@ -175,7 +172,7 @@ class Pool(LoopPool):
 
     # Opening
 
-    async def _open_writer(self) -> Connection:
+    async def _open_writer(self, deadline: float) -> Connection:
         if self._is_replaced and self._file is not None:
             raise self._file.replaced()
         if self.database.memory is not None:
@@ -198,31 +195,50 @@ class Pool(LoopPool):
         def prepare(connection: Connection) -> None:
             if not file.is_at_its_path():
                 raise file.replaced()  # SQLite may have opened the other one, whose WAL is not ours to remove
-            refuse_foreign_wal(self.database.path, self.database.busy_timeout_s)  # SQLite has read nothing of it yet
+            refuse_foreign_wal(self.database.path, busy_timeout_s=0)  # SQLite has read nothing of it yet
             connection.file = file
             try:
                 self.database.prepare_writer(connection)
             finally:
                 file.remember_wal()
 
-        connection = await self._open(prepare, before)
+        connection = await self._open(prepare, before, deadline, [self.writes, self._writer.openings, self.reads])
         self._file = file
         return connection
 
-    async def _open_reader(self) -> Connection:
+    async def _open_reader(self, deadline: float) -> Connection:
         # The writer comes first: it creates the schema, and recovers the WAL after a crash.
-        writer = await self._writer.connected()
-        if self._file is None:
+        writer = await self._writer.connected(deadline)
+        file = self._file
+        if file is None:
             return writer  # a database in memory has one connection
-        self._file.check()  # where there is no file, SQLite would make one
-        return await self._open(prepare_reader)
+
+        def prepare(connection: Connection) -> None:
+            connection.file = file
+            prepare_reader(connection)
+
+        # Where there is no file, SQLite would make one; where there is another, it would not be this pool's.
+        return await self._open(prepare, file.check, deadline, [self.reads])
 
     async def _open(
-        self, prepare: Callable[[Connection], None], before: Callable[[], None] = lambda: None
+        self,
+        prepare: Callable[[Connection], None],
+        before: Callable[[], None],
+        deadline: float,
+        waiting: Sequence[Batcher[Any]],
     ) -> Connection:
+        """Open a connection; while that waits for a lock, the jobs of these batchers fail at their deadlines."""
+
+        def on_wait(met: Exception | None) -> None:
+            for batcher in waiting:
+                if met is None:
+                    batcher.unblock(self)
+                else:
+                    batcher.block(self, met)
+
         while True:
             try:
-                return await Connection.open(self.database.path, self.database.busy_timeout_s, prepare, before)
+                return await Connection.open(self.database.path, prepare, before, deadline=deadline, on_wait=on_wait)
             except ConnectionLost:
                 pass  # a fork came between connecting and preparing
 

@@ -16,12 +16,10 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import time
 
 from ...errors import SchemaVersionError, StorageError
 from .checkpoint import Checkpoints
 from .connection import Connection
-from .errors import BUSY, primary_code
 from .lineage import begin_lineage
 from .sdk_tables import BOOKMARKS, holds_sdk_tables, is_sdk_file
 
@@ -65,15 +63,12 @@ the comments in a CREATE statement in the file, so they are part of a version.""
 SCHEMA_VERSION = len(_STEPS)
 
 
-def prepare_writer(
-    connection: Connection, name: str, *, busy_timeout_s: float, durability: str, accepts_sdk_file: bool
-) -> None:
-    """Set up the writing connection, and create or upgrade the tables.
+def prepare_writer(connection: Connection, name: str, *, durability: str, accepts_sdk_file: bool) -> None:
+    """Set up the writing connection, and create or upgrade the tables. May be called again where it met a lock.
 
     Args:
         connection: the connection; this runs in its thread.
         name: the path of the database, for messages.
-        busy_timeout_s: how long to wait for another process's lock, in seconds.
         durability: "full" flushes every commit to the disk; "normal" leaves that to the next checkpoint.
         accepts_sdk_file: whether a file of the Agents SDK is accepted. It stays unchanged here: the takeover creates
             agentmem's tables in it.
@@ -82,13 +77,13 @@ def prepare_writer(
         StorageError: the file is another program's database, or a file of the Agents SDK that is not accepted.
         StorageError: the file cannot be used in WAL mode.
         SchemaVersionError: a newer agentmem wrote the file.
-        sqlite3.Error: the file cannot be read or written.
+        sqlite3.Error: the file cannot be read or written, or another connection holds a lock.
     """
     raw = connection.raw
     connection.is_writer = True
     if not connection.in_memory:
         _require_own_file(raw, name, accepts_sdk_file)
-        _switch_to_wal(raw, name, time.monotonic() + busy_timeout_s)
+        _switch_to_wal(raw, name)
     raw.execute(f"PRAGMA synchronous = {'FULL' if durability == 'full' else 'NORMAL'}")
     raw.execute("PRAGMA wal_autocheckpoint = 0")
     if not connection.in_memory:
@@ -179,20 +174,10 @@ def _require_own_file(raw: sqlite3.Connection, name: str, accepts_sdk_file: bool
         )
 
 
-def _switch_to_wal(raw: sqlite3.Connection, name: str, deadline: float) -> None:
-    while True:
-        try:
-            (mode,) = raw.execute("PRAGMA journal_mode = WAL").fetchone()
-        except sqlite3.OperationalError as error:
-            # Processes that open a new file at the same time get this error at once: SQLite does not wait here, because
-            # two processes that wait for each other's lock would wait forever.
-            if primary_code(error) != BUSY or time.monotonic() >= deadline:
-                raise
-            time.sleep(0.005)
-        else:
-            if mode != "wal":
-                raise StorageError(f"{name} cannot be used in WAL mode ({mode} instead); put it on a local disk")
-            return
+def _switch_to_wal(raw: sqlite3.Connection, name: str) -> None:
+    (mode,) = raw.execute("PRAGMA journal_mode = WAL").fetchone()
+    if mode != "wal":
+        raise StorageError(f"{name} cannot be used in WAL mode ({mode} instead); put it on a local disk")
 
 
 def _create_or_upgrade(raw: sqlite3.Connection, name: str, accepts_sdk_file: bool) -> None:

@@ -3,21 +3,28 @@
 The rule that keeps the order: a batch is sent when each one before it is done, or was sent before on the same
 connection. A connection that was closed gives back what it did not run. Then nothing is sent until it has given back
 everything; only then is it replaced, and what came back is sent first.
+
+Whoever waits for a connection does so until its own deadline: an attempt to open one lasts until the latest deadline of
+those for whom it began, and the batchers let each of them fail at its own.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from enum import Enum, auto
 from heapq import heappop, heappush
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from ...cancellation import UncancellableTask
-from ..batching import Batch, Batcher
+from ..batching import Batch, Batcher, Queue
 from .connection import Connection, ConnectionLost, Origin, Outcome
+from .errors import is_lock
 
 W = TypeVar("W")
+
+MAX_OPENINGS = 1_000_000
+"""The largest number of calls for which one connection is opened: as many as there may be."""
 
 
 class Step(Enum):
@@ -50,15 +57,18 @@ class Sender(Generic[W]):
     Args:
         batcher: where the batches come from; it is told of their outcomes.
         run: carries out a batch, in the connection's thread; see :class:`~.connection.Origin`.
-        connect: opens a connection.
+        connect: opens a connection; waits for locks until the given deadline.
         loop: the event loop.
+
+    Attributes:
+        openings: the calls that wait for a connection and for no more.
     """
 
     def __init__(
         self,
         batcher: Batcher[W],
         run: Callable[[Connection, Origin, Batch[W]], None],
-        connect: Callable[[], Awaitable[Connection]],
+        connect: Callable[[float], Awaitable[Connection]],
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self.loop = loop
@@ -69,6 +79,8 @@ class Sender(Generic[W]):
         self._unsent: list[tuple[int, Batch[W]]] = []  # a heap, by number
         self._sent: set[int] = set()
         self._connecting: asyncio.Task[None] | None = None
+        self._opening: asyncio.Task[None] | None = None  # kept: a loop does not keep its tasks
+        self.openings: Batcher[None] = Batcher(self._send_opening, Queue(slots=1, max_batch_size=MAX_OPENINGS))
         self._replacing = asyncio.Lock()
 
     def __repr__(self) -> str:
@@ -84,21 +96,21 @@ class Sender(Generic[W]):
         heappush(self._unsent, (batch.number, batch))
         self._go_on()
 
-    async def connected(self) -> Connection:
+    async def connected(self, deadline: float) -> Connection:
         """The connection; opened, if there is none that runs what is sent.
 
         Raises:
             Exception: what `connect` raises.
         """
-        async with self._replacing:
-            if self.connection is None or self.connection.is_lost():
-                if self.connection is not None:
-                    await self.connection.close()  # when that returns, everything that it did not run has come back
-                self.connection = await self._connect()
+        while self.connection is None or self.connection.is_lost():
+            job = await self.openings.submit(None, deadline)
+            if job.error is not None:
+                raise job.error
         return self.connection
 
     async def close(self) -> None:
         """Run what was sent, and close the connection."""
+        await self.openings.drain()
         async with self._replacing:  # it may just be opened
             connection, self.connection = self.connection, None
             if connection is not None:
@@ -108,7 +120,15 @@ class Sender(Generic[W]):
 
     def run(self, connection: Connection, batch: Batch[W]) -> None:
         """Carry out a batch, in the connection's thread."""
+        self._batcher.claim(batch)
         self._run(connection, self, batch)
+
+    def waits(self, met: Exception | None) -> None:
+        """Have what waits behind a batch fail at its deadline, for as long as that waits for a lock."""
+        if met is None:
+            self._batcher.unblock(self)
+        else:
+            self._batcher.block(self, met)
 
     def take_in(self, outcome: Outcome) -> None:
         """Settle the jobs that have their outcome."""
@@ -124,6 +144,7 @@ class Sender(Generic[W]):
 
     def returned(self, batch: Batch[W]) -> None:
         """Take back a batch that was not run, to send it before all others that were not."""
+        self._batcher.unclaim(batch)
         self._sent.discard(batch.number)
         self.send(batch)
 
@@ -152,9 +173,31 @@ class Sender(Generic[W]):
             self._sent.discard(number)
             heappush(self._unsent, (number, batch))
 
+    def _send_opening(self, batch: Batch[None]) -> None:
+        self._opening = UncancellableTask(self._open_for(batch), loop=self.loop)
+
+    async def _open_for(self, batch: Batch[None]) -> None:
+        try:
+            await self._connect_for([batch])
+        except BaseException as error:
+            if not self.loop.is_closed():  # else nobody waits
+                self.openings.fail(batch, error)
+            if not isinstance(error, Exception):
+                raise
+        else:
+            self.openings.settle(batch.jobs)
+            self.openings.finish(batch)
+
     async def _replace_connection(self) -> None:
         try:
-            await self.connected()
+            while self._unsent and not self.is_connected():
+                try:
+                    await self._connect_for(batch for _, batch in self._unsent)
+                except Exception as error:
+                    if not is_lock(error):
+                        raise
+                    self._batcher.block(self, error)  # others may have come meanwhile, and may wait longer
+                    self._finish_empty()
         except BaseException as error:
             self._connecting = None
             if not self.loop.is_closed():  # else nobody waits
@@ -164,6 +207,26 @@ class Sender(Generic[W]):
         else:
             self._connecting = None
             self._go_on()
+        finally:
+            self._batcher.unblock(self)
+
+    async def _connect_for(self, batches: Iterable[Batch[Any]]) -> None:
+        """Open a connection, if there is none that runs what is sent, for batches that wait for it."""
+        deadline = max((job.deadline for batch in batches for job in batch.jobs), default=0)
+        async with self._replacing:
+            if self.connection is None or self.connection.is_lost():
+                if self.connection is not None:
+                    await self.connection.close()  # when that returns, everything that it did not run has come back
+                self.connection = await self._connect(deadline)
+
+    def _finish_empty(self) -> None:
+        """Finish the batches all of whose jobs have failed at their deadlines."""
+        unsent, self._unsent = self._unsent, []
+        for number, batch in unsent:
+            if batch.jobs:
+                heappush(self._unsent, (number, batch))
+            else:
+                self._batcher.finish(batch)
 
     def _fail_unsent(self, error: BaseException) -> None:
         """Each batch would wait for the same, one after the other."""

@@ -33,7 +33,9 @@ from ...cancellation import UncancellableTask, despite_cancellation
 from ...errors import StorageError
 from ...event_loop import running_loop
 from ...lifecycle import around_fork, register_own_thread, when_program_ends
+from .. import deadlines
 from ..callbacks import CallbackFailed
+from .errors import is_lock
 from .file import warn_of_other_names
 from .lineage import refuse_foreign_wal
 
@@ -45,6 +47,10 @@ _STOP_CHECK_OPCODES = 10_000
 _TIMESTAMP_STEP_S = 0.02
 """Two writes further apart than this, in seconds, give a file different time stamps. Linux's clock for them moves every
 1 to 10 ms."""
+
+_LOCK_INTERVAL_S = 0.01
+"""How long to wait before a lock that others hold is tried again, in seconds. SQLite's own wait does not end for a
+fork."""
 
 _HALT_INTERVAL_S = 0.02
 """How long to wait for work to stop before it is told again, in seconds."""
@@ -71,16 +77,43 @@ class Snapshot:
         self.halted = False
 
     @contextmanager
-    def reading(self) -> Iterator[None]:
-        """Hold a read transaction open during the block. Afterwards the connection is as it was before."""
+    def reading(self, deadline: float = 0) -> Iterator[None]:
+        """Hold a read transaction open during the block. Afterwards the connection is as it was before.
+
+        Args:
+            deadline: until when others may hold a lock that keeps the transaction from its beginning.
+
+        Raises:
+            Halted: the work was told to stop.
+            sqlite3.Error: others held a lock until then.
+        """
         self.connection.set_progress_handler(lambda: int(self.halted), _STOP_CHECK_OPCODES)
         self.connection.execute("BEGIN")
         try:
+            self._take_lock(deadline)
             yield
         finally:
             if self.connection.in_transaction:
                 self.connection.execute("ROLLBACK")
             self.connection.set_progress_handler(None, 0)
+
+    def _take_lock(self, deadline: float) -> None:
+        while True:
+            try:
+                self.connection.execute("PRAGMA schema_version").fetchone()
+            except sqlite3.Error as error:
+                if not is_lock(error):
+                    return  # what is wrong with the file meets the work, too
+                if deadlines.now() >= deadline:
+                    raise
+            else:
+                return
+            self.rest()
+
+    def rest(self) -> None:
+        """Do nothing for a moment; raises Halted where the work was told to stop."""
+        self.require_valid()
+        time.sleep(_LOCK_INTERVAL_S)
 
     def halt(self) -> None:
         """Make the work stop soon. Can be called from any thread."""
@@ -118,7 +151,6 @@ class _FileSnapshot(Snapshot):
 
     Args:
         path: the absolute path of the file.
-        busy_timeout_s: how long a statement waits for a lock, in seconds.
         immutable_stat: opens the file as immutable, and is what :func:`_stat` returned for it before; None opens it
             with locks.
 
@@ -127,7 +159,7 @@ class _FileSnapshot(Snapshot):
         StorageCorruptError: the WAL beside it is another file's.
     """
 
-    def __init__(self, path: str, busy_timeout_s: float, immutable_stat: tuple[int, ...] | None) -> None:
+    def __init__(self, path: str, immutable_stat: tuple[int, ...] | None) -> None:
         if not os.path.isfile(path):  # SQLite's own message would name permissions or the disk
             raise StorageError(f"there is no file {path}; check the path")
         warn_of_other_names(path)
@@ -138,9 +170,7 @@ class _FileSnapshot(Snapshot):
         self._path = path
         self._immutable_stat = immutable_stat
         uri = f"{Path(path).as_uri()}?mode=ro{'&immutable=1' if immutable_stat else ''}"
-        super().__init__(
-            sqlite3.connect(uri, uri=True, timeout=busy_timeout_s, isolation_level=None, check_same_thread=False)
-        )
+        super().__init__(sqlite3.connect(uri, uri=True, timeout=0, isolation_level=None, check_same_thread=False))
 
     def halt(self) -> None:
         super().halt()
@@ -194,7 +224,7 @@ class SnapshotWork(Generic[T]):
 
     Args:
         path: the absolute path of the file, without symbolic links.
-        busy_timeout_s: how long a statement waits for a lock, in seconds.
+        deadline: until when locks are waited for.
         function: takes the snapshot. It may run several times: after a halt or a change of the file, what it raised is
             dropped.
 
@@ -203,10 +233,10 @@ class SnapshotWork(Generic[T]):
         idle: set while no connection is open.
     """
 
-    def __init__(self, path: str, busy_timeout_s: float, function: Callable[[Snapshot], T]) -> None:
+    def __init__(self, path: str, deadline: float, function: Callable[[Snapshot], T]) -> None:
         self.outcome: Future[T] = Future()
         self._path = path
-        self._busy_timeout_s = busy_timeout_s
+        self._deadline = deadline
         self._function = function
         self._process = os.getpid()
         self._stopped = False
@@ -275,11 +305,11 @@ class SnapshotWork(Generic[T]):
         with _opening:
             if self._stopped:
                 raise StorageError(f"the work on {self._path} was stopped: it was cancelled, or the program ends")
-            snapshot = _FileSnapshot(self._path, self._busy_timeout_s, immutable_stat)
+            snapshot = _FileSnapshot(self._path, immutable_stat)
             self.idle.clear()
             self._snapshot = snapshot
         try:
-            with snapshot.reading():
+            with snapshot.reading(self._deadline):
                 return self._function(snapshot)
         except CallbackFailed:
             raise  # the caller's own error, whatever the file is like by now

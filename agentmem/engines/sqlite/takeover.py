@@ -250,7 +250,8 @@ def _open_source(path: str, tables: SDKTables) -> Iterator[Source]:
     if not os.path.isfile(path):
         raise StorageError(f"there is no file {path}; give the one that the Agents SDK's session was made with")
     with _errors_of(path):
-        connection = sqlite3.connect(f"{Path(path).as_uri()}?mode=ro", uri=True, isolation_level=None)
+        # Without a wait for locks: the transaction around this is tried again instead, which lets a fork pass.
+        connection = sqlite3.connect(f"{Path(path).as_uri()}?mode=ro", uri=True, timeout=0, isolation_level=None)
     with closing(connection):
         with _errors_of(path):
             connection.execute("BEGIN")

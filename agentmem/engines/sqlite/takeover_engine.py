@@ -39,19 +39,20 @@ class TakeoverEngine(SQLiteEngine):
         self._tables = tables
         self._up_to_date: WeakSet[Pool] = WeakSet()
 
-    async def open_pool(self, pool: Pool) -> None:
-        await super().open_pool(pool)
-        await self._bring_up_to_date()
+    async def open_pool(self, pool: Pool, deadline: float) -> None:
+        await super().open_pool(pool, deadline)
+        await self._bring_up_to_date(deadline)
 
-    async def write(self, operation: Write) -> object:
+    async def write(self, operation: Write, deadline: float | None = None) -> object:
         pool = self.pool()
         if isinstance(operation, ImportHistory) or pool in self._up_to_date:
-            return await super().write(operation)
-        return await self._take_over_and_write(pool, operation)
+            return await super().write(operation, deadline)
+        return await self._take_over_and_write(pool, operation, deadline)
 
-    async def query(self, operation: Read) -> object:
-        await self._bring_up_to_date()
-        return await super().query(operation)
+    async def query(self, operation: Read, deadline: float | None = None) -> object:
+        deadline = self.deadline() if deadline is None else deadline
+        await self._bring_up_to_date(deadline)
+        return await super().query(operation, deadline)
 
     async def take_over(self) -> Takeover:
         """Take over the new rows of the SDK's tables in this file, and also report what was taken over before.
@@ -64,26 +65,27 @@ class TakeoverEngine(SQLiteEngine):
         """
         return cast(Takeover, await self.write(ImportHistory(self._tables)))
 
-    async def _bring_up_to_date(self) -> None:
+    async def _bring_up_to_date(self, deadline: float) -> None:
         """Take over the SDK's new rows, once on each pool. Used before reads; writes do it by themselves."""
         if (pool := self.pool()) not in self._up_to_date:
-            if await super().query(HasNewRows(self._tables)):
-                await self._take_over(pool)
+            if await super().query(HasNewRows(self._tables), deadline):
+                await self._take_over(pool, deadline)
             self._up_to_date.add(pool)
 
-    async def _take_over_and_write(self, pool: Pool, operation: Write) -> object:
+    async def _take_over_and_write(self, pool: Pool, operation: Write, deadline: float | None) -> object:
+        deadline = self.deadline() if deadline is None else deadline  # one for all that the call does
         try:
-            result = await super().write(TakeOverAndWrite(self._tables, operation))
+            result = await super().write(TakeOverAndWrite(self._tables, operation), deadline)
         except SessionsToWarnOf:
             pass
         else:
             self._up_to_date.add(pool)
             return result
-        await self._take_over(pool)
-        return await super().write(operation)
+        await self._take_over(pool, deadline)
+        return await super().write(operation, deadline)
 
-    async def _take_over(self, pool: Pool) -> None:
-        done = cast(Takeover, await super().write(TakeOver(self._tables)))
+    async def _take_over(self, pool: Pool, deadline: float) -> None:
+        done = cast(Takeover, await super().write(TakeOver(self._tables), deadline))
         self._up_to_date.add(pool)
         if done.skipped:
             warnings.warn(

@@ -3,25 +3,29 @@
 Rules kept here:
 
 - A group of writes is one transaction. When it fails, each write is tried in a transaction of its own, so that one that
-  cannot succeed fails alone; only a lock held by another process fails all that are left at once.
+  cannot succeed fails alone.
+- Where another connection holds the lock, everything that is left waits for it, each call until its own deadline.
 - Nothing is written to a database that a newer agentmem has upgraded meanwhile, and nothing read from it is returned.
 - A write is acknowledged when its transaction is committed and the file is still the one at its path.
 """
 
 from __future__ import annotations
 
-import sqlite3
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
 from itertools import groupby
 from typing import Any, cast
 
 from ...errors import SchemaVersionError, StorageError
-from ..batching import Batch, Groups, Job
-from .connection import Connection, Origin
-from .errors import BUSY, primary_code
+from .. import deadlines
+from ..batching import Batch, Groups, Job, give_errors
+from .connection import Connection, ConnectionLost, Origin
+from .errors import is_lock
 from .schema import refuse_newer
 from .statements import Append, Read, Write, append_all
+from .waiting import LockWait
 
 GROUP_BYTES = 4 * 1024 * 1024
 """The largest size of a group of several writes, which bounds how long the first of a group waits for the last."""
@@ -69,21 +73,7 @@ class Transaction:
 
     def _begin(self) -> None:
         self._roll_back()  # what could not be rolled back before
-        if not self._connection.has_unreported():
-            self._raw.execute("BEGIN IMMEDIATE")
-            return
-        ((timeout_ms,),) = self._raw.execute("PRAGMA busy_timeout")
-        self._raw.execute("PRAGMA busy_timeout = 0")
-        try:
-            self._raw.execute("BEGIN IMMEDIATE")
-        except sqlite3.OperationalError as error:
-            if primary_code(error) != BUSY:
-                raise
-            self._connection.report()  # it must not wait for another process's lock
-        finally:
-            self._raw.execute(f"PRAGMA busy_timeout = {timeout_ms}")
-        if not self._raw.in_transaction:
-            self._raw.execute("BEGIN IMMEDIATE")
+        self._raw.execute("BEGIN IMMEDIATE")
 
 
 def run_writes(
@@ -97,29 +87,37 @@ def run_writes(
             one at its path any more. The writes are in doubt then.
     """
     groups = Groups(batch.jobs, _kind_of, size_of=size_bytes, max_size=GROUP_BYTES)
-    for group in groups:
-        if not _is_quick(group):
-            connection.report()
-        try:
-            results = _write(connection, [job.work for job in group], name)
-        except Exception as error:
-            is_busy = isinstance(error, sqlite3.Error) and primary_code(error) == BUSY
-            if is_busy or isinstance(error, SchemaVersionError):
-                # Each would meet the same; a lock, after the same wait.
-                connection.settle(origin, batch, groups.failed_for_all(group, error))
-            elif groups.failed(group, error):
-                connection.settle(origin, batch, group)
-            continue
-        try:
-            confirm()
-        except Exception as error:
-            in_doubt = StorageError(f"{error}; {_IN_DOUBT}", in_doubt=True)
-            in_doubt.__cause__ = error
-            for job in group:
-                job.error = in_doubt
-        else:
-            groups.succeeded(group, results)
-        connection.settle(origin, batch, group)
+    wait = connection.lock_wait(origin)
+    try:
+        for group in groups:
+            if not _is_quick(group):
+                connection.report()
+            try:
+                results = _write(connection, [job.work for job in group], name)
+            except Exception as error:
+                if is_lock(error):
+                    connection.settle(origin, batch, groups.fail_late(group, error, deadlines.now()))
+                    _pause(connection, wait, error, groups.left())
+                elif isinstance(error, SchemaVersionError):  # each would meet the same
+                    connection.settle(origin, batch, groups.fail_late(group, error, math.inf))
+                elif groups.failed(group, error):
+                    connection.settle(origin, batch, group)
+                continue
+            wait.end()
+            try:
+                confirm()
+            except Exception as error:
+                in_doubt = StorageError(f"{error}; {_IN_DOUBT}", in_doubt=True)
+                in_doubt.__cause__ = error
+                give_errors(group, in_doubt)
+            else:
+                groups.succeeded(group, results)
+            connection.settle(origin, batch, group)
+    except ConnectionLost:
+        batch.jobs = groups.left()
+        raise
+    finally:
+        wait.end()
 
 
 def run_reads(connection: Connection, origin: Origin, batch: Batch[Read], name: str) -> None:
@@ -129,17 +127,55 @@ def run_reads(connection: Connection, origin: Origin, batch: Batch[Read], name: 
         name: the path of the database, for messages.
     """
     connection.report()  # in memory, writes run on the same connection
-    for job in batch.jobs:
+    left = deque(batch.jobs)
+    wait = connection.lock_wait(origin)
+    try:
+        while left:
+            met = _read_all(connection, origin, batch, left, name)
+            if met is not None:
+                late = [job for job in left if job.deadline <= deadlines.now()]
+                give_errors(late, met)
+                connection.settle(origin, batch, late)
+                left = deque(job for job in left if job.error is None)
+                _pause(connection, wait, met, left)
+    except ConnectionLost:
+        batch.jobs = list(left)
+        raise
+    finally:
+        wait.end()
+
+
+def _read_all(
+    connection: Connection, origin: Origin, batch: Batch[Read], left: deque[Job[Read]], name: str
+) -> Exception | None:
+    """Do the reads that are left, until one meets a lock, which is returned."""
+    done: list[Job[Read]] = []
+    met: Exception | None = None
+    while left and met is None:
+        job = left[0]
         try:
             job.result = job.work.apply(connection.raw)
         except Exception as error:
+            if is_lock(error):
+                met = error
+                continue
             job.error = error
+        done.append(left.popleft())
     try:
         refuse_newer(connection.raw, name)  # after the reads, which may have met tables of another version
     except Exception as error:
-        for job in batch.jobs:
-            job.error = error
-    connection.settle(origin, batch, batch.jobs)
+        if is_lock(error):
+            left.extendleft(reversed(done))
+            return error
+        give_errors(done, error)
+    connection.settle(origin, batch, done)
+    return met
+
+
+def _pause(connection: Connection, wait: LockWait, met: Exception, jobs: Collection[Job[Any]]) -> None:
+    if jobs:
+        connection.report()  # what is done must not wait for another process's lock
+        wait.pause(met, until=min(job.deadline for job in jobs))
 
 
 def size_bytes(write: Write) -> int:

@@ -185,8 +185,8 @@ async def test_engines_that_write_to_the_same_sessions_in_any_order_never_wait_f
     monkeypatch.setattr("agentmem.engines.postgres.writes.LOCK_TIMEOUT_S", 60)
     names = [f"{'ABab'[number % 4]}é{number}" for number in range(40)]  # sorted otherwise by many a collation
     before = postgres.log().count("deadlock")
-    # Another busy_timeout_s each: they share no pool.
-    stores = [AsyncSessionStore(postgres.url, busy_timeout_s=60 + number) for number in range(3)]
+    # Another statement_cache_size each: they share no pool.
+    stores = [AsyncSessionStore(postgres.url, busy_timeout_s=60, statement_cache_size=number) for number in range(3)]
 
     async def write(store: AsyncSessionStore, writer: int) -> None:
         for number in range(6):
@@ -217,7 +217,7 @@ async def test_batches_that_wait_in_the_middle_of_their_sessions_hold_none_that_
     names = ["a", "b", "m", "y", "z"]
     async with (
         AsyncSessionStore(postgres.url, busy_timeout_s=60) as one,
-        AsyncSessionStore(postgres.url, busy_timeout_s=61) as two,  # another pool
+        AsyncSessionStore(postgres.url, busy_timeout_s=60, statement_cache_size=99) as two,  # another pool
     ):
         await asyncio.gather(*(one.session(name).add_items(numbered(0)) for name in names))
         async with locked(postgres, ["m"]):

@@ -87,9 +87,11 @@ async def test_an_engine_behind_pgbouncer_keeps(
     behind: PostgresDatabase, pgbouncer_port: int, check: Callable[..., Awaitable[None]]
 ) -> None:
     def opening(schema: str) -> Callable[[], Engine]:
-        timeouts = itertools.count(60)
-        # Options of their own, so that they share no pool.
-        return lambda: open_engine(url(behind, pgbouncer_port, schema=schema), busy_timeout_s=next(timeouts))
+        names = map("engine {}".format, itertools.count())
+        # A URL of its own for each, so that they share no pool.
+        return lambda: open_engine(
+            url(behind, pgbouncer_port, schema=schema, application_name=next(names)), busy_timeout_s=60
+        )
 
     await asyncio.gather(*(check(opening(schema)) for schema in ("a", "b", "c")))
 

@@ -143,9 +143,11 @@ async def test_many_pools_on_several_event_loops_that_find_no_tables_make_them_o
     database: PostgresDatabase,
 ) -> None:
     async def use(loop: int) -> None:
-        # Handles with options of their own have pools of their own.
+        # Handles with caches of their own have pools of their own.
         sessions = [
-            AsyncPostgresSession(database.url, session_id=f"{loop}-{number}", busy_timeout_s=60 + number)
+            AsyncPostgresSession(
+                database.url, session_id=f"{loop}-{number}", busy_timeout_s=60, statement_cache_size=number
+            )
             for number in range(8)
         ]
         await asyncio.gather(*(session.add_items([ONE]) for session in sessions))

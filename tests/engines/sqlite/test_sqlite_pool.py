@@ -181,17 +181,21 @@ async def test_every_way_to_write_a_path_leads_to_one_pool(
             await handle.close()
 
 
-async def test_handles_with_other_options_have_a_pool_of_their_own_and_the_same_data(path: Path) -> None:
+async def test_handles_share_a_pool_whatever_their_timeouts_and_have_one_of_their_own_for_another_durability(
+    path: Path,
+) -> None:
     before = holdings()
     async with (
         AsyncSQLiteSession(path, session_id="user_123") as usual,
         AsyncSQLiteSession(path, session_id="user_123", durability="normal") as quick,
         AsyncSQLiteSession(path, session_id="user_123", busy_timeout_s=0) as hasty,
+        AsyncSQLiteSession(path, session_id="user_123", busy_timeout_s=60) as patient,
     ):
-        for number, session in enumerate((usual, quick, hasty, quick, usual)):
+        for number, session in enumerate((usual, quick, hasty, patient, quick, usual)):
             await session.add_items([{"number": number}])
-            for reader in (usual, quick, hasty):
+            for reader in (usual, quick, hasty, patient):
                 assert len(await reader.get_items()) == number + 1
+        assert sum(connection.is_writer for connection in connections(path)) == 2
     holds_again(before)
     assert files(path) == {path.name}
 
@@ -306,7 +310,7 @@ async def test_pools_that_other_threads_abandon_at_any_step_of_opening_another_o
     closed = asyncio.new_event_loop()
     closed.close()
     other = str(path.with_name("other.db"))
-    left = Pool(Database(other, other, "other", busy_timeout_s=5.0, durability="full"), closed)
+    left = Pool(Database(other, other, "other", durability="full"), closed)
     steps = 0
 
     def abandon_one() -> None:
@@ -525,22 +529,6 @@ async def test_opening_a_new_file_waits_for_another_process_that_opens_it(path: 
             assert not other.in_transaction
             await session.add_items([ONE])
     assert stored(path) == [ONE]
-
-
-async def test_all_that_waits_for_a_lock_waits_for_it_once(path: Path) -> None:
-    async with AsyncSQLiteSession(path, session_id="user_123", busy_timeout_s=0.05) as session:
-        await session.add_items([ONE])
-        (writer,) = [one.raw for one in connections(path) if one.is_writer]
-        statements: list[str] = []
-        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
-            other.execute("BEGIN IMMEDIATE")
-            writer.set_trace_callback(statements.append)
-            calls = [session.pop_item(), session.add_items([TWO]), session.pop_item(), session.clear_session()]
-            outcomes = await asyncio.gather(*calls, return_exceptions=True)
-            writer.set_trace_callback(None)
-            other.execute("COMMIT")
-        assert {type(outcome) for outcome in outcomes} == {StorageBusyError}
-        assert statements.count("BEGIN IMMEDIATE") == 1
 
 
 async def test_a_write_waits_for_another_process_and_goes_on_when_that_is_done(path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from typing import Any
 
@@ -19,7 +20,7 @@ class Stepped(Connection):
     """A connection whose thread is the test: it runs a batch, and tells of one, when the test says so."""
 
     def __init__(self, ran: list[int]) -> None:
-        super().__init__("unused", 0)
+        super().__init__("unused")
         self.is_open = True
         self.inbox: deque[Batch[Any]] = deque()
         self.news: deque[Outcome | Batch[Any]] = deque()
@@ -83,7 +84,7 @@ def test_whatever_happens_when_each_call_is_carried_out_once_and_in_order(
         connections: list[Stepped] = []
         may_connect = asyncio.Semaphore(0)
 
-        async def connect() -> Connection:
+        async def connect(deadline: float) -> Connection:
             await may_connect.acquire()
             connections.append(Stepped(ran))
             return connections[-1]
@@ -102,7 +103,7 @@ def test_whatever_happens_when_each_call_is_carried_out_once_and_in_order(
                 elif step == "connect":
                     may_connect.release()
                 elif step == "open":  # as a read does before it opens its own connection
-                    opens.append(asyncio.ensure_future(sender.connected()))
+                    opens.append(asyncio.ensure_future(sender.connected(math.inf)))
                 for connection in connections:
                     if step == "run":
                         connection.run_next()
