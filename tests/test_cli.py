@@ -820,10 +820,6 @@ class _Chat:
             assert character, f"ended after {seen!r}"
             seen += character
 
-    def stderr_line(self) -> str:
-        assert self.process.stderr is not None
-        return self.process.stderr.readline()
-
     def end(self) -> int:
         return self.process.wait(WAIT_S)
 
@@ -849,11 +845,14 @@ def _chatting(folder: Path, *args: str, env: Mapping[str, str] = MappingProxyTyp
 @posix
 @pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_at_the_prompt_ends_the_chat_cleanly(tmp_path: Path) -> None:
-    with _chatting(tmp_path, "--offline") as chat:
-        chat.type("My name is Alice.\n")
-        chat.wait_for("Assistant: I will remember")
-        _until_ended(chat.process, lambda: chat.process.send_signal(signal.SIGINT))
-        assert (chat.end(), chat.stderr_line()) == (0, "")
+    with _terminal(tmp_path, "chat", "--offline") as terminal:
+        terminal.wait_for("you>")
+        terminal.type("My name is Alice.\r")
+        terminal.wait_for("I will remember")
+        terminal.wait_for("you>")  # only here is it sure to wait for a line; in a pipe nothing says so
+        terminal.interrupt()
+        assert terminal.end() == 0
+    assert not {"Traceback", "Aborted", "error"} & set(re.findall(r"\w+", terminal.output))
     assert contents(tmp_path / "conversations.db") == ["My name is Alice.", "I will remember: your name is Alice."]
 
 
