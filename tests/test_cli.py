@@ -279,6 +279,29 @@ def test_a_defect_shows_its_traceback_and_is_not_taken_for_damage(
     assert done.stderr.endswith("ZeroDivisionError: a defect\n")
 
 
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["demo", "--db", "postgresql://me:hunter2@host/db"],
+        ["import-sdk", "postgresql://me:hunter2@host/db"],
+        ["backup", "app.db", "postgresql://me:hunter2@host/db"],
+        ["check", "postgresql:/me:hunter2@host/db"],
+        ["check", "me:hunter2@host/db"],
+        ["copy", "app.db", "postgre://me:hunter2@host/db"],
+        ["restore", "postgresql://me:hunter2@host/db", "new.db"],
+        ["demo", "--db", ":memory:"],
+        ["demo", "--db", "sqlite:x.db"],
+    ],
+    ids=" ".join,
+)
+def test_an_address_in_the_place_of_a_file_is_one_line_without_its_password(tmp_path: Path, args: list[str]) -> None:
+    fill(tmp_path / "app.db", alice=1)
+    done = agentmem(tmp_path, *args)
+    _failed_in_one_line(done, code=2)
+    assert "hunter2" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["app.db"]
+
+
 def test_a_password_in_an_argument_too_many_is_not_shown(tmp_path: Path) -> None:
     done = agentmem(tmp_path, "check", "app.db", "postgresql://me:hunter2@host/db")
     assert (done.code, "me@host/db" in done.stderr) == (2, True)

@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.rule import Rule
 from rich.table import Table
 
+from ..arguments import check_sqlite_database
 from ..items import message_text
 from ..replay import SessionSettings
 from ..runner import Agent, OfflineModel, Runner, RunResult
@@ -30,7 +31,7 @@ def demo(db: str | None) -> None:
     """Show what agentmem does, on a real file; needs no API key."""
     go_on = ["chat", "--offline", "--session", "alice", "--db"]
     if db:
-        path = Path(db).absolute()
+        path = _path_of(db)
         _demonstrate(path)
         output.print("Go on with Alice's conversation:")
         _print_command(*go_on, str(path))
@@ -84,6 +85,11 @@ def _demonstrate(path: Path) -> None:
 def _print_command(*arguments: str) -> None:
     command = _quote_for_shell([*_this_program(), *arguments])
     output.print(f"  {command}", style="bold", soft_wrap=True, markup=False)
+
+
+def _path_of(db: str) -> Path:
+    """Return the absolute path of the file that a path or URL leads to."""
+    return Path(SessionStore(check_sqlite_database(db)).name)
 
 
 def _this_program() -> list[str]:

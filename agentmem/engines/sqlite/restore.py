@@ -95,17 +95,24 @@ def _put_in_place(copy: str, target: str) -> None:
     with _exclusive(target) as connection:
         _require_replaceable(connection, target)
         _keep_mode_and_owner(copy, target)
-        try:
-            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        except sqlite3.DatabaseError as error:
-            if primary_code(error) not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_ERROR):
-                raise
-            # The file is damaged, so that nothing whole is lost with its WAL.
+        _copy_wal(connection, target)
         _remove_beside(target, folder)
         if os.name != "posix":
             connection.close()  # Windows replaces no file that is open
         os.replace(copy, target)
         flush_folder(folder)
+
+
+def _copy_wal(connection: sqlite3.Connection, target: str) -> None:
+    """Copy all that is in the file's WAL into the file, so that it is whole without it."""
+    try:
+        ((is_busy, _, _),) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    except sqlite3.DatabaseError as error:
+        if primary_code(error) not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_ERROR):
+            raise
+        return  # the file is damaged, so that nothing whole is lost with its WAL
+    if is_busy:
+        raise _is_open(target)
 
 
 @contextmanager
@@ -135,12 +142,16 @@ def _exclusive(target: str) -> Iterator[sqlite3.Connection]:
         connection.close()
 
 
+def _is_open(target: str) -> StorageBusyError:
+    return StorageBusyError(
+        f"{target} is open in this program or in another, and was not replaced; close every session and store on it "
+        "(or end the programs that use it), then restore"
+    )
+
+
 def _cannot_lock(error: sqlite3.Error, target: str) -> StorageError:
     if primary_code(error) == BUSY:
-        return StorageBusyError(
-            f"{target} is open in this program or in another, and was not replaced; close every session and store on "
-            "it (or end the programs that use it), then restore"
-        )
+        return _is_open(target)
     if primary_code(error) in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
         return StorageCorruptError(
             f"{target} is not a database ({error}), and was not replaced; if it is what is left of yours, move it and "
