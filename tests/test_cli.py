@@ -289,7 +289,6 @@ def test_a_defect_shows_its_traceback_and_is_not_taken_for_damage(
         ["check", "me:hunter2@host/db"],
         ["copy", "app.db", "postgre://me:hunter2@host/db"],
         ["restore", "postgresql://me:hunter2@host/db", "new.db"],
-        ["demo", "--db", ":memory:"],
         ["demo", "--db", "sqlite:x.db"],
     ],
     ids=" ".join,
