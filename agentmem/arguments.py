@@ -92,7 +92,7 @@ def check_postgres_database(dsn: str | Any) -> str | Any:
         if not isinstance(dsn, (str, os.PathLike)):
             raise TypeError(f"dsn is a URL or an asyncpg.Pool, got {type(dsn).__name__}")
         # Not quoted: it may hold a password.
-        raise ValueError("dsn is no URL of PostgreSQL's; write postgresql://user@host/database")
+        raise ValueError("dsn is not a PostgreSQL URL; write postgresql://user@host/database")
     return dsn
 
 

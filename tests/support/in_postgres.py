@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any, TypeVar
 
 from postgres_database import PostgresDatabase
 from postgres_server import PostgresServer
 from waiting import WAIT_S
 
 from agentmem import AsyncSession
+from agentmem.errors import StorageBusyError
 from agentmem.items import Item
+
+T = TypeVar("T")
 
 Connection = Any
 """An ``asyncpg.Connection``; asyncpg has no type annotations."""
@@ -47,6 +50,16 @@ async def wait_for_waiters(server: PostgresServer, count: int, kind: str = "Lock
     """Until so many of agentmem's connections wait in the server, for a lock or for what else `kind` says."""
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'agentmem' AND state = 'active'"
     await until(lambda: server.sql(f"{waiting} AND wait_event_type = '{kind}'") == str(count))
+
+
+async def served(call: Callable[[], Awaitable[T]]) -> T:
+    """What a call returns that may wait for little time: it is made again while the machine is too busy for it."""
+    while True:
+        try:
+            return await call()
+        except StorageBusyError as error:
+            if error.in_doubt:
+                raise
 
 
 async def until(condition: Callable[[], object]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from exhaustive import cases
-from in_postgres import all_stored, locked, numbered, until, wait_for_waiters
+from in_postgres import all_stored, locked, numbered, served, until, wait_for_waiters
 from postgres_server import PostgresServer
 from proxied import Moment
 from tcp_proxy import TcpProxy
@@ -196,7 +196,7 @@ async def test_a_call_whose_first_attempt_does_not_end_in_time_says_that_it_is_i
     await fill(postgres, ["user_1"])
     with TcpProxy(postgres.port) as proxy:
         async with opened(postgres, proxy, "url", busy_timeout_s=0.5) as store:
-            await store.session("warm").clear_session()
+            await served(store.session("warm").clear_session)
             with commits_held(postgres):
                 call = asyncio.create_task(operation(store, "user_1"))
                 await wait_for_waiters(postgres, 1, "IPC")
@@ -204,7 +204,7 @@ async def test_a_call_whose_first_attempt_does_not_end_in_time_says_that_it_is_i
                 with pytest.raises(StorageError, match="look before you write it again") as raised:
                     await call
             assert raised.value.in_doubt
-            await store.session("next").add_items(numbered(0))
+            await served(lambda: store.session("next").add_items(numbered(0)))
     assert all_stored(postgres) == {f"user_1{rest}": items for rest, items in after.items()} | {"next": numbered(0)}
 
 
@@ -242,7 +242,7 @@ async def test_a_call_that_is_cancelled_while_it_commits_tells_in_the_cause_that
     await fill(postgres, ["user_1"])
     with TcpProxy(postgres.port) as proxy:
         async with opened(postgres, proxy, "url", busy_timeout_s=0.5) as store:
-            await store.session("warm").clear_session()
+            await served(store.session("warm").clear_session)
             with commits_held(postgres):
                 call = asyncio.create_task(operation(store, "user_1"))
                 await wait_for_waiters(postgres, 1, "IPC")
@@ -258,7 +258,7 @@ async def test_a_run_whose_append_is_in_doubt_does_not_say_that_nothing_was_adde
     agent = Agent("Assistant", "Answer.", model=OfflineModel())
     with TcpProxy(postgres.port) as proxy:
         async with opened(postgres, proxy, "url", busy_timeout_s=0.5) as store:
-            await store.session("warm").clear_session()
+            await served(store.session("warm").clear_session)
             with commits_held(postgres):
                 run = asyncio.create_task(Runner.run(agent, "Hello", session=store.session("user_1")))
                 await wait_for_waiters(postgres, 1, "IPC")

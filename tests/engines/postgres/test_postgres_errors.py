@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from database import mounted
 from exhaustive import cases
+from in_postgres import served
 from postgres_database import PostgresDatabase, postgres_database
 from postgres_programs import Programs
 
@@ -202,6 +203,7 @@ async def test_a_session_that_another_program_holds_is_an_error_by_name_and_hold
     await add(database.url, ONE)
     async with AsyncSessionStore(database.url, busy_timeout_s=0.3) as store:
         held, free = store.session("user_123"), store.session("free")
+        await served(store.open)
         async with locked(database, "user_123"):
             outcomes = await asyncio.gather(
                 held.add_items([TWO]),
@@ -219,8 +221,8 @@ async def test_a_session_that_another_program_holds_is_an_error_by_name_and_hold
                 assert type(outcome) is StorageBusyError
                 assert "session 'user_123' in" in str(outcome)
                 assert "another connection holds the session; nothing was written" in str(outcome)
-        await held.add_items([TWO])
-        assert await free.get_items() == [ONE]
+        await served(lambda: held.add_items([TWO]))
+        assert await served(free.get_items) == [ONE]
     assert database.stored() == [ONE, TWO]
 
 

@@ -6,7 +6,7 @@ import asyncio
 import random
 
 import pytest
-from in_postgres import HELD, WRITES, all_stored, locked, numbered, until
+from in_postgres import HELD, WRITES, all_stored, locked, numbered, served, until
 from postgres_server import PostgresServer
 from processes import Child, needs_sigstop
 from tcp_proxy import TcpProxy
@@ -132,18 +132,18 @@ async def test_a_process_that_is_stopped_in_a_pop_makes_writes_of_that_session_w
 ) -> None:
     async with AsyncSessionStore(postgres.url, busy_timeout_s=0.3) as store:
         session, other = store.session("user_123"), store.session("other")
-        await session.add_items(numbered(0, 1, 2))
+        await served(lambda: session.add_items(numbered(0, 1, 2)))
         with TcpProxy(postgres.port) as proxy, Child(_POPS, postgres.url_at(proxy.port), "600") as child:
             await _stop_in_its_pop(child, proxy)
             for call in WRITES.values():
                 with pytest.raises(StorageBusyError, match=HELD):
                     await call(session)
-                assert await session.get_items() == numbered(0, 1, 2)
-                await other.add_items(numbered(0))
+                assert await served(session.get_items) == numbered(0, 1, 2)
+                await served(lambda: other.add_items(numbered(0)))
             proxy.go_on()
             child.go_on()
             assert child.finish() == (0, "{'number': 2}\n", "")
-        await session.add_items(numbered(5))
+        await served(lambda: session.add_items(numbered(5)))
     assert all_stored(postgres) == {"user_123": numbered(0, 1, 5), "other": numbered(0, 0, 0)}
 
 

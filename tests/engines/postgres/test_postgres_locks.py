@@ -7,7 +7,7 @@ import random
 from typing import Any
 
 import pytest
-from in_postgres import HELD, WRITES, all_stored, locked, numbered, stored, until, wait_for_waiters
+from in_postgres import HELD, WRITES, all_stored, locked, numbered, served, stored, until, wait_for_waiters
 from postgres_server import PostgresServer
 
 from agentmem import AsyncSessionStore
@@ -30,13 +30,13 @@ async def test_a_write_waits_for_who_holds_its_session_as_long_as_it_may_and_the
 ) -> None:
     async with AsyncSessionStore(postgres.url, busy_timeout_s=0.5) as store:
         session = store.session("user_123")
-        await session.add_items(numbered(0))
+        await served(lambda: session.add_items(numbered(0)))
         async with locked(postgres):
             with pytest.raises(StorageBusyError, match=HELD):
                 await WRITES[name](session)
-            assert await session.get_items() == numbered(0)
+            assert await served(session.get_items) == numbered(0)
         assert stored(postgres) == numbered(0)
-        await WRITES[name](session)
+        await served(lambda: WRITES[name](session))
     assert stored(postgres) == AFTER[name]
 
 
@@ -136,7 +136,7 @@ async def test_writes_of_a_held_session_all_fail_once_the_first_of_them_may_wait
 ) -> None:
     async with AsyncSessionStore(postgres.url, busy_timeout_s=0.5) as store:
         held = store.session("user_123")
-        await held.add_items(numbered(0))
+        await served(lambda: held.add_items(numbered(0)))
         async with locked(postgres):
             outcomes = await asyncio.gather(
                 *(held.add_items(numbered(number)) for number in range(1, 30)),
@@ -144,7 +144,7 @@ async def test_writes_of_a_held_session_all_fail_once_the_first_of_them_may_wait
                 return_exceptions=True,
             )
         assert {type(outcome) for outcome in outcomes} == {StorageBusyError}
-        assert await held.get_items() == numbered(0)
+        assert await served(held.get_items) == numbered(0)
 
 
 @pytest.mark.parametrize("name", ["pop", "clear"])

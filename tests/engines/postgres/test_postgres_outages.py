@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from exhaustive import cases
-from in_postgres import all_stored, connected, left_open, numbered, stored, until
+from in_postgres import all_stored, connected, left_open, numbered, served, stored, until
 from postgres_server import PostgresServer
 from tcp_proxy import TcpProxy
 from waiting import WAIT_S
@@ -110,16 +110,16 @@ async def test_without_a_server_each_call_fails_by_name_in_time_and_the_same_han
 ) -> None:
     async with AsyncSessionStore(postgres.url, busy_timeout_s=0.3) as store:
         session = store.session("user_123")
-        await session.add_items(numbered(0))
-        await session.get_items()
+        await served(lambda: session.add_items(numbered(0)))
+        await served(session.get_items)
         (postgres.stop if way == "fast" else postgres.kill)()
         for _ in range(2):
             for call in CALLS.values():
                 with pytest.raises(StorageError):
                     await call(session)
         postgres.start()
-        await session.add_items(numbered(1))
-        assert await session.get_items() == numbered(0, 1)
+        await served(lambda: session.add_items(numbered(1)))
+        assert await served(session.get_items) == numbered(0, 1)
     assert stored(postgres) == numbered(0, 1)
 
 
@@ -161,8 +161,8 @@ async def test_where_nobody_answers_any_more_each_call_ends_in_time_and_a_write_
 ) -> None:
     async with AsyncSessionStore(postgres.url_at(proxy.port), busy_timeout_s=0.2) as store:
         session = store.session("user_123")
-        await session.add_items(numbered(0, 1, 2))
-        await session.get_items()
+        await served(lambda: session.add_items(numbered(0, 1, 2)))
+        await served(session.get_items)
         with silence(postgres, proxy, way), monkeypatch.context() as impatient:
             impatient.setattr("agentmem.engines.postgres.retry.ANSWER_TIMEOUT_S", 0.1)
             with pytest.raises(StorageError, match="look before you write it again") as raised:
@@ -174,10 +174,10 @@ async def test_where_nobody_answers_any_more_each_call_ends_in_time_and_a_write_
                 assert not certain.value.in_doubt
         # What was in doubt may still arrive, until the server has seen the end of those connections.
         await until(lambda: proxy.connections == 0 and not left_open(postgres))
-        items = await session.get_items()
+        items = await served(session.get_items)
         assert items in (numbered(0, 1, 2), numbered(0, 1, 2, 3))
-        await session.add_items(numbered(4))
-        assert await session.get_items() == items + numbered(4)
+        await served(lambda: session.add_items(numbered(4)))
+        assert await served(session.get_items) == items + numbered(4)
     assert stored(postgres) == items + numbered(4)
 
 
@@ -240,7 +240,7 @@ async def test_a_server_that_is_full_is_an_error_by_name_and_the_same_store_work
         for call in CALLS.values():
             with pytest.raises(StorageBusyError, match=FULL):
                 await call(store.session("user_123"))
-    await store.session("user_123").add_items(numbered(0))
+    await served(lambda: store.session("user_123").add_items(numbered(0)))
     await store.close()
     assert stored(postgres) == numbered(0)
 
@@ -264,13 +264,13 @@ async def test_a_call_that_finds_the_server_full_goes_on_when_a_connection_is_fr
 async def test_a_server_that_only_reads_says_so_to_writes_and_goes_on_to_serve_reads(postgres: PostgresServer) -> None:
     async with AsyncSessionStore(postgres.url, busy_timeout_s=0.3) as store:
         session = store.session("user_123")
-        await session.add_items(numbered(0))
+        await served(lambda: session.add_items(numbered(0)))
         with postgres.configured(default_transaction_read_only="on"):
             for name in ("append", "pop", "clear"):
                 with pytest.raises(StorageError, match=r"the server only reads: .*; nothing was written"):
                     await CALLS[name](session)
-                assert await session.get_items() == numbered(0)
-        await session.add_items(numbered(1))
+                assert await served(session.get_items) == numbered(0)
+        await served(lambda: session.add_items(numbered(1)))
     assert stored(postgres) == numbered(0, 1)
 
 
