@@ -13,6 +13,7 @@ from agentmem.checking import CheckReport, Progress
 from agentmem.conformance import CHECKS, NotConforming
 from agentmem.engines.base import Engine, Reading, T
 from agentmem.engines.sqlite.engine import SQLiteEngine
+from agentmem.engines.sqlite.pool import leases
 from agentmem.reading import TailReading
 
 pytestmark = pytest.mark.anyio
@@ -91,6 +92,7 @@ class Unending(SQLiteEngine):
     async def close(self) -> None:
         await super().close()
         self._is_closed = False
+        self._leases = leases(self._database)
 
 
 class Clipping(SQLiteEngine):

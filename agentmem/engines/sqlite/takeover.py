@@ -35,6 +35,9 @@ from .sdk_tables import SDKTables, Source, path_of, unquoted
 _THIS_FILE = ""
 """The source of a bookmark for the SDK's tables in agentmem's own file."""
 
+CHECK_WAIT_S = 5.0
+"""How long :func:`check_source` waits for a lock that others hold, in seconds."""
+
 _ADD_SESSIONS = """
     INSERT INTO agentmem_sessions (session_id, next_position, created_at, updated_at)
     SELECT
@@ -146,7 +149,8 @@ def import_from(raw: sqlite3.Connection, path: str, tables: SDKTables, now: floa
         StorageError: there is no file, SQLite cannot read it, or it has no such tables.
         StorageError: the file was taken over before and now ends before its bookmark.
     """
-    with _open_source(path, tables) as source:
+    # Without a wait for locks: the transaction around this is tried again instead, which lets a fork pass.
+    with _open_source(path, tables, wait_s=0) as source:
         assert source.messages is not None
         with _errors_of(path):
             after, newest = _last_id_from_other_file(raw, path, source), source.newest_id()
@@ -168,7 +172,7 @@ def check_source(path: str, tables: SDKTables) -> None:
     Raises:
         StorageError: there is no file, SQLite cannot read it, it has no such tables, or they have branches.
     """
-    with _open_source(path, tables):
+    with _open_source(path, tables, wait_s=CHECK_WAIT_S):
         pass
 
 
@@ -241,8 +245,11 @@ def _set_bookmark(raw: sqlite3.Connection, source: str, messages: str, last_id: 
 
 
 @contextmanager
-def _open_source(path: str, tables: SDKTables) -> Iterator[Source]:
+def _open_source(path: str, tables: SDKTables, *, wait_s: float) -> Iterator[Source]:
     """Open another file read-only and find the SDK's tables, in one read transaction.
+
+    Args:
+        wait_s: how long to wait for a lock that others hold, in seconds.
 
     Raises:
         StorageError: there is no file, SQLite cannot read it, or it has no such tables.
@@ -250,8 +257,7 @@ def _open_source(path: str, tables: SDKTables) -> Iterator[Source]:
     if not os.path.isfile(path):
         raise StorageError(f"there is no file {path}; give the one that the Agents SDK's session was made with")
     with _errors_of(path):
-        # Without a wait for locks: the transaction around this is tried again instead, which lets a fork pass.
-        connection = sqlite3.connect(f"{Path(path).as_uri()}?mode=ro", uri=True, timeout=0, isolation_level=None)
+        connection = sqlite3.connect(f"{Path(path).as_uri()}?mode=ro", uri=True, timeout=wait_s, isolation_level=None)
     with closing(connection):
         with _errors_of(path):
             connection.execute("BEGIN")
