@@ -271,9 +271,6 @@ class AsyncSQLiteSession(AsyncSession):
 
     Nothing is opened yet: an error of the file is raised by ``async with`` or the first call.
 
-    Warns:
-        HardLinkWarning: the file has another name, under which writes can be lost; by what opens the file.
-
     Args:
         db: path of the file, which is created (readable by its owner alone) if there is none. ":memory:" for a database
             that only this handle sees and that is gone when the handle is closed.
@@ -288,6 +285,9 @@ class AsyncSQLiteSession(AsyncSession):
         ValueError: an argument is out of range, or ``db`` is the URL of another kind of database, or cannot be the path
             of a file.
         StorageError: ``db`` is relative, and the working directory was deleted.
+
+    Warns:
+        HardLinkWarning: the file has another name, under which writes can be lost; by what opens the file.
     """
 
     __slots__ = ()

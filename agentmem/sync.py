@@ -107,21 +107,23 @@ class Session:
             InvalidItemError: an item has no faithful JSON form; the error has its index and the path in it.
             TypeError: ``items`` is one item instead of a list.
             SessionClosedError: the handle was closed.
-            StorageError: the database failed; ``agentmem.errors`` lists the kinds. Nothing was stored, unless the
-                message says that the outcome is in doubt: the connection to a server was lost before it answered, and
-                the server did not come back in time.
+            StorageError: the database failed; ``agentmem.errors`` lists the kinds. Nothing was stored, unless the error
+                is ``in_doubt``: the connection to a server was lost before it answered, and the server did not come
+                back in time; or an SQLite file was deleted or replaced at this moment.
         """
         run_blocking(self.async_session.add_items, plain_items(self.async_session, items))
 
     def pop_item(self) -> Any | None:
         """Remove and return the newest item; return None if there is none.
 
-        Newer rows that cannot be read are removed together with the item. If no row can be read, none is removed.
+        Newer rows that cannot be read are removed together with the item. If no row can be read, none is removed. The
+        warnings of such rows come before anything is removed: where they are errors, nothing is. After them, the newest
+        item is looked for again, so what is called meanwhile on the same session may come first.
 
         Raises:
             SessionClosedError: the handle was closed.
             StorageError: the database failed; ``agentmem.errors`` lists the kinds. Nothing was removed, unless the
-                message says that the outcome is in doubt.
+                error is ``in_doubt``.
 
         Warns:
             CorruptItemWarning: a row could not be read; one warning for each.
@@ -134,7 +136,7 @@ class Session:
         Raises:
             SessionClosedError: the handle was closed.
             StorageError: the database failed; ``agentmem.errors`` lists the kinds. Nothing was removed, unless the
-                message says that the outcome is in doubt.
+                error is ``in_doubt``.
         """
         run_blocking(self.async_session.clear_session)
 
@@ -195,7 +197,12 @@ class SQLiteSession(Session):
 
     Raises:
         TypeError: an argument has the wrong type.
-        ValueError: an argument is out of range, or ``db`` is the URL of another kind of database.
+        ValueError: an argument is out of range, or ``db`` is the URL of another kind of database, or cannot be the path
+            of a file.
+        StorageError: ``db`` is relative, and the working directory was deleted.
+
+    Warns:
+        HardLinkWarning: the file has another name, under which writes can be lost; by what opens the file.
     """
 
     __slots__ = ()
@@ -284,7 +291,8 @@ class SessionStore:
 
     Raises:
         TypeError: an option is unknown, or an argument has the wrong type.
-        ValueError: the URL's scheme is unknown, or an option is out of range.
+        ValueError: the URL's scheme is unknown, the URL or path leads to no database, or an option is out of range.
+        StorageError: the path is relative, and the working directory was deleted.
         MissingDependencyError: the database's driver is not installed; the message is the pip command.
     """
 
