@@ -143,7 +143,7 @@ def test_a_sync_class_s_docstring_stands_in_the_source_and_names_the_same_argume
     ours, theirs = documented(sync_class), inspect.getdoc(async_class) or ""
     assert ours.splitlines()[0] == theirs.splitlines()[0]
     assert sections(ours) == sections(theirs)
-    assert sections(ours).keys() == {"Args", "Raises"}
+    assert sections(ours).keys() >= {"Args", "Raises"}
     assert not ASYNC_WORDS.search(ours.replace("asyncpg", ""))
     assert inspect.signature(sync_class).parameters == inspect.signature(async_class).parameters
 
