@@ -115,12 +115,12 @@ tell(session.get_items())
 WAITING = (
     TOLD
     + """
-import gc, sqlite3
+import contextlib, gc, sqlite3
 from agentmem import SQLiteSession
 from agentmem.engines.sqlite.pool import Pool
 
 def stored():
-    with sqlite3.connect(sys.argv[1]) as connection:
+    with contextlib.closing(sqlite3.connect(sys.argv[1])) as connection:
         return [item for (item,) in connection.execute("SELECT item FROM agentmem_history ORDER BY position")]
 
 def tell_when_it_is_under_way():

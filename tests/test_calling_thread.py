@@ -9,6 +9,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,7 @@ def test_a_corrupt_row_is_warned_of_once_where_rows_are_read_again_for_the_windo
     settings = counting(lambda item: 1, max_tokens=100)
     with SQLiteSession(path, session_id="user_123", settings=settings) as session:
         session.add_items([ONE] * 200)
-        with sqlite3.connect(path) as other:
+        with closing(sqlite3.connect(path)) as other, other:
             other.execute("UPDATE agentmem_items SET item = 'x' WHERE item_key & 0xFFFFFFFF = 199")
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")

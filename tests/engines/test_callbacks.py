@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,7 @@ async def test_a_callback_that_fails_while_the_file_changes_is_not_called_again(
         await store.session("user_1").add_items(ITEMS)
 
     def change_and_fail(*_: object) -> None:
-        with sqlite3.connect(path) as other:
+        with closing(sqlite3.connect(path)) as other, other:
             other.execute("UPDATE agentmem_sessions SET updated_at = 0")
         other.close()
         fail()

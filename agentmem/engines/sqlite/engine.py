@@ -12,7 +12,6 @@ import os
 import sqlite3
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
-from contextlib import closing
 from typing import Any, Literal, TypeVar, cast
 from weakref import finalize
 
@@ -213,18 +212,21 @@ class SQLiteEngine(PooledEngine[Pool]):
         self.pool()  # raises in a child process that got it by a fork
         finished: Future[None] = Future()
         self._copies.add(finished)
+        copies: list[Snapshot] = []  # also of a call that is cancelled while it copies
         try:
-            snapshot = await despite_cancellation(self._copy_of(memory))
-            with closing(snapshot.connection):
-                return await snapshot.run_off_loop(function)
+            await despite_cancellation(self._copy(memory, copies))
+            return await copies[0].run_off_loop(function)
         finally:
+            for snapshot in copies:
+                snapshot.connection.close()
             self._copies.discard(finished)
             finished.set_result(None)
 
-    async def _copy_of(self, memory: MemoryDatabase) -> Snapshot:
+    async def _copy(self, memory: MemoryDatabase, copies: list[Snapshot]) -> None:
+        """Add a copy of the database to `copies`; its connection must be closed."""
         connection = await memory.open()
         try:
-            return await connection.call(lambda connection: copied(connection.raw))
+            copies.append(await connection.call(lambda connection: copied(connection.raw)))
         except ConnectionLost:
             raise SessionClosedError(f"the store on {self.name} was closed meanwhile; open a new one") from None
 
