@@ -74,10 +74,7 @@ def check_sqlite_database(db: str | os.PathLike[str]) -> str | os.PathLike[str]:
     """
     scheme = scheme_of(db)
     if scheme != "sqlite":
-        raise ValueError(
-            f"{scheme}:// is the URL of another kind of database; for one conversation in PostgreSQL there are "
-            "PostgresSession and AsyncPostgresSession; SessionStore and AsyncSessionStore take both kinds"
-        )
+        raise ValueError(f"{scheme}:// is not an SQLite database; AsyncSessionStore takes any URL")
     return db
 
 
@@ -91,8 +88,10 @@ def check_postgres_database(dsn: str | Any) -> str | Any:
     if scheme_of(dsn) != "postgresql":
         if not isinstance(dsn, (str, os.PathLike)):
             raise TypeError(f"dsn is a URL or an asyncpg.Pool, got {type(dsn).__name__}")
-        # Not quoted: it may hold a password.
-        raise ValueError("dsn is not a PostgreSQL URL; write postgresql://user@host/database")
+        text = os.fspath(dsn)
+        # What has one of these may hold a password.
+        shown = "dsn" if any(character in text for character in "@=") else repr(text)
+        raise ValueError(f"{shown} is not a PostgreSQL URL (postgresql://user@host/database)")
     return dsn
 
 
