@@ -92,7 +92,7 @@ async def test_a_callback_that_raises_stopiteration_ends_the_call_with_pythons_o
     async with AsyncSessionStore(url) as store:
         await store.session("user_1").add_items(ITEMS)
         fail = Failing(StopIteration("the caller's"))
-        with pytest.raises(RuntimeError, match="coroutine raised StopIteration") as raised:
+        with pytest.raises(RuntimeError, match="raised StopIteration") as raised:
             await CALLS[call](store, fail)
         assert raised.value.__cause__ is fail.error
         assert fail.calls == 1
