@@ -194,9 +194,9 @@ def test_an_option_of_a_url_that_is_none_is_refused(query: str, message: str) ->
 @pytest.mark.parametrize(
     ("db", "error", "message"),
     [
-        ("conversations.db", ValueError, "dsn is not a PostgreSQL URL; write postgresql://"),
+        ("conversations.db", ValueError, "'conversations.db' is not a PostgreSQL URL"),
         (":memory:", ValueError, "is not a PostgreSQL URL"),
-        ("sqlite:///conversations.db", ValueError, "is not a PostgreSQL URL"),
+        ("sqlite:///conversations.db", ValueError, "'sqlite:///conversations.db' is not a PostgreSQL URL"),
         ("mysql://host/db", ValueError, "unknown database URL mysql://"),
         (7, TypeError, r"dsn is a URL or an asyncpg\.Pool, got int"),
         (None, TypeError, r"dsn is a URL or an asyncpg\.Pool, got NoneType"),
