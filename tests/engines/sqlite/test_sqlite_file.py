@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,11 @@ def test_a_file_is_the_same_until_it_is_deleted_replaced_or_emptied(path: Path) 
     assert not file.is_at_its_path()
 
 
+def _get_items(path: Path) -> None:
+    with closing(SQLiteSession(path, session_id="user_123")) as session:
+        session.get_items()
+
+
 def test_a_file_with_a_second_name_is_a_warning_by_name_wherever_it_is_opened(path: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.db"
     with SQLiteSession(path, session_id="user_123") as session:
@@ -39,7 +45,7 @@ def test_a_file_with_a_second_name_is_a_warning_by_name_wherever_it_is_opened(pa
     os.link(path, other)
     for name in (path, other):
         for use in (
-            lambda name=name: SQLiteSession(name, session_id="user_123").get_items(),
+            lambda name=name: _get_items(name),
             lambda name=name: SessionStore(name).check(),
             lambda name=name: SessionStore(name).backup(tmp_path / "copy.db"),
         ):

@@ -61,14 +61,28 @@ def with_another_database(path: Path) -> None:
         session.add_items([{"text": "old"}])
 
 
+def write(path: Path) -> None:
+    """A write that opens the file."""
+    with closing(SQLiteSession(path, session_id="alice")) as session:
+        session.add_items([{"text": "one"}])
+
+
+async def read_by_drop_in(path: Path) -> None:
+    session = openai_agents.AsyncSQLiteSession("alice", path)
+    try:
+        await session.get_items()
+    finally:
+        await session.close()
+
+
 USES: dict[str, Callable[[Path], object]] = {
     "a session": texts,
-    "a write": lambda path: SQLiteSession(path, session_id="alice").add_items([{"text": "one"}]),
+    "a write": write,
     "open": lambda path: SessionStore(path).open(),
     "check": lambda path: SessionStore(path).check(),
     "backup": lambda path: SessionStore(path).backup(path.with_name("again.db")),
     "copy_to": lambda path: SessionStore(path).copy_to(SessionStore(":memory:")),
-    "the drop-in": lambda path: asyncio.run(openai_agents.SQLiteSession("alice", path).get_items()),
+    "the drop-in": lambda path: asyncio.run(read_by_drop_in(path)),
 }
 
 
