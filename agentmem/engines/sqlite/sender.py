@@ -17,6 +17,7 @@ from heapq import heappop, heappush
 from typing import Any, Generic, TypeVar
 
 from ...cancellation import UncancellableTask
+from ...errors import SessionClosedError
 from ..batching import Batch, Batcher, Queue
 from .connection import Connection, ConnectionLost, Origin, Outcome
 from .errors import is_lock
@@ -82,6 +83,7 @@ class Sender(Generic[W]):
         self._opening: asyncio.Task[None] | None = None  # kept: a loop does not keep its tasks
         self.openings: Batcher[None] = Batcher(self._send_opening, Queue(slots=1, max_batch_size=MAX_OPENINGS))
         self._replacing = asyncio.Lock()
+        self._is_closed = False
 
     def __repr__(self) -> str:
         state = "connected" if self.is_connected() else "connecting" if self._connecting else "not connected"
@@ -100,16 +102,20 @@ class Sender(Generic[W]):
         """The connection; opened, if there is none that runs what is sent.
 
         Raises:
+            SessionClosedError: the sender was closed meanwhile.
             Exception: what `connect` raises.
         """
         while self.connection is None or self.connection.is_lost():
+            if self._is_closed:  # also where it was closed between the opening and this caller's hearing of it
+                raise SessionClosedError("it was closed while it was being opened; open a new one")
             job = await self.openings.submit(None, deadline)
             if job.error is not None:
                 raise job.error
         return self.connection
 
     async def close(self) -> None:
-        """Run what was sent, and close the connection."""
+        """Run what was sent, and close the connection; none is opened any more."""
+        self._is_closed = True
         await self.openings.drain()
         async with self._replacing:  # it may just be opened
             connection, self.connection = self.connection, None
