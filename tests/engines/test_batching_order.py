@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stepping import AsyncioCycleLoop
 
-from agentmem.engines.batching import Batch, Batcher, Groups, Job, Queue
+from agentmem.engines.batching import Batch, Batcher, Job, Queue
+from agentmem.engines.groups import Groups
 
 pytestmark = pytest.mark.anyio
 

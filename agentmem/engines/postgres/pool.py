@@ -21,7 +21,8 @@ from typing import Any, TypeVar, cast
 from ...cancellation import UncancellableTask, despite_cancellation
 from ...lifecycle import when_program_ends
 from .. import deadlines
-from ..batching import Batch, Batcher, Groups, Job, Queue, QueueCounts, first_and_last_deadline, give_errors
+from ..batching import Batch, Batcher, Job, Queue, QueueCounts, first_and_last_deadline, give_errors
+from ..groups import Groups
 from ..pools import Leases, LoopPool, Pools
 from .connection import BoundedConnection, in_own_task
 from .database import Database

@@ -20,7 +20,8 @@ from typing import Any, cast
 
 from ...errors import SchemaVersionError, StorageError
 from .. import deadlines
-from ..batching import Batch, Groups, Job, give_errors
+from ..batching import Batch, Job, give_errors
+from ..groups import Groups
 from .connection import Connection, ConnectionLost, Origin
 from .errors import is_lock
 from .schema import refuse_newer
