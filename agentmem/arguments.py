@@ -74,7 +74,10 @@ def check_sqlite_database(db: str | os.PathLike[str]) -> str | os.PathLike[str]:
     """
     scheme = scheme_of(db)
     if scheme != "sqlite":
-        raise ValueError(f"{scheme}:// is not an SQLite database; AsyncSessionStore takes any URL")
+        raise ValueError(
+            f"{scheme}:// is the URL of another kind of database; for one conversation in PostgreSQL there are "
+            "PostgresSession and AsyncPostgresSession; SessionStore and AsyncSessionStore take both kinds"
+        )
     return db
 
 

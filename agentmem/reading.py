@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from .items import Item, decode_item, decode_joined
-from .replay import SessionSettings, WindowSearch, first_items, uncapped_window
+from .replay import SessionSettings, WindowSearch, first_items, is_input_message, uncapped_window
 
 SLICE_ROWS = 512
 """The most rows that a reading asks for at once. Fetching and decoding them holds the interpreter lock for about a
@@ -157,9 +157,13 @@ class PopReading(TailReading):
 
 
 class HistoryReading(TailReading):
-    """Reads the replay window of a session without caps: all items, or those from its newest ``compaction`` item on."""
+    """Reads the replay window of a session without caps: all items, or those from its newest ``compaction`` item on.
+
+    See ``replay.uncapped_window`` for which older ones belong to it.
+    """
 
     _searched: int
+    _has_compaction: bool
 
     def __init__(self) -> None:
         super().__init__(None)
@@ -172,12 +176,15 @@ class HistoryReading(TailReading):
         """Forget all rows: they are fed again, beginning with the newest."""
         super().restart()
         self._searched = 0
+        self._has_compaction = False
 
     def _rows_still_wanted(self, count: int, *, at_start: bool) -> int:
         new = self._newest_first[self._searched :]
         self._searched = len(self._newest_first)
-        if any(item.get("type") == "compaction" for item in new):
-            return 0
+        for item in new:
+            if self._has_compaction and not is_input_message(item):
+                return 0
+            self._has_compaction = self._has_compaction or item.get("type") == "compaction"
         return super()._rows_still_wanted(count, at_start=at_start)
 
 

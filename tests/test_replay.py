@@ -228,6 +228,8 @@ def fits(cut: Cut, settings: SessionSettings) -> bool:
 def oracle(history: History, settings: SessionSettings) -> History:
     count_tokens = settings.count_tokens or estimate_tokens
     compactions = [place for place, item in enumerate(history) if kind_of(item) == "compaction"]
+    if compactions and not settings.has_caps and all(map(is_input_message, history[: compactions[-1]])):
+        return history[: compactions[-1]] + oracle_with_compaction(history[compactions[-1] :], settings, count_tokens)
     if compactions:
         return oracle_with_compaction(history[compactions[-1] :], settings, count_tokens)
     if not settings.has_caps:
@@ -891,6 +893,13 @@ def test_without_caps_the_window_begins_with_the_newest_compaction() -> None:
     after = [compaction(), message("user"), message("assistant")]
     assert replay_window([*before, *after], SessionSettings()) == after
     assert replay_window(after[:1], SessionSettings()) == after[:1]
+
+
+def test_without_caps_the_messages_that_the_api_puts_before_a_compaction_stay() -> None:
+    compacted = numbered([message("user"), message("developer"), compaction(), message("user"), message("assistant")])
+    assert replay_window(compacted, SessionSettings()) == compacted
+    assert replay_window([message("assistant"), *compacted], SessionSettings()) == compacted[2:]
+    assert replay_window(compacted, SessionSettings(limit=9)) == compacted[2:]
 
 
 def test_with_a_compaction_nothing_older_is_sent_and_it_counts() -> None:

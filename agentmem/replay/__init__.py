@@ -8,7 +8,7 @@ The window is the longest suffix of the history, without its incomplete exchange
 - The order of the items is kept. Settings without a cap leave the history as it is.
 - A ``compaction`` item stands for all that is before it: the window begins with it, with or without caps. It counts,
   and the oldest of the others give way to it. Where a cap does not even have room for it, the window is what fits after
-  it.
+  it. Without caps, the messages that the API's compaction puts before it stay (``uncapped_window``).
 - A ``compaction_trigger`` is never replayed, because it must be the last item of a request. Asynchronous calls are
   valid without an output, which may come at any later time.
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ..items import Item
 from .exchanges import exchange_members
+from .kinds import is_input_message
 from .search import WindowSearch
 from .settings import SessionSettings
 
@@ -52,14 +53,20 @@ def find_window(items: Sequence[Item], settings: SessionSettings, *, at_start: b
 
 
 def uncapped_window(items: Sequence[Item]) -> list[Item]:
-    """Return the replay window without caps: the history as it is, or what follows its newest ``compaction`` item.
+    """Return the replay window without caps: the history as it is, or its newest ``compaction`` item and what follows.
+
+    Messages of the caller's that stand before that item are kept where the history has nothing else before it. The
+    API's compaction gives them so, and its answer is to be sent whole
+    (https://developers.openai.com/api/docs/guides/compaction).
 
     Args:
-        items: the history, oldest first: all of it, or its items from the newest ``compaction`` item on.
+        items: the history, oldest first: all of it, or its newest items, from one on that is older than the newest
+            ``compaction`` item and no message of the caller's.
     """
     for place in range(len(items) - 1, -1, -1):
         if items[place].get("type") == "compaction":
-            return [items[place], *whole_exchanges(items[place + 1 :])]
+            kept = items[:place] if all(map(is_input_message, items[:place])) else []
+            return [*kept, items[place], *whole_exchanges(items[place + 1 :])]
     return [item for item in items if item.get("type") != "compaction_trigger"]
 
 

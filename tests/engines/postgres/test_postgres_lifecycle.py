@@ -103,7 +103,7 @@ session.add_items([{"after": "it"}])
 """
 
 
-def test_ctrl_c_in_a_call_that_waits_for_another_connection_comes_at_once_and_the_session_goes_on(
+def test_ctrl_c_in_a_call_that_waits_for_another_connection_is_raised_when_that_is_done_and_the_session_goes_on(
     database: PostgresDatabase,
 ) -> None:
     with Child(IMPORTS + WAITING, database.url) as child:
@@ -113,8 +113,7 @@ def test_ctrl_c_in_a_call_that_waits_for_another_connection_comes_at_once_and_th
             assert child.read_line() == "writing"
             wait_until(database.is_waited_for)
             child.interrupt()
-            assert child.read_line() == "interrupted"
-            assert database.is_waited_for()
+        assert child.read_line() == "interrupted"
         assert child.finish() == (0, "", "")
     # What had begun finishes, as a cancelled call does: it may be there.
     assert [item for item in database.stored() if item != ONE] == [{"after": "it"}]
