@@ -123,8 +123,11 @@ async def test_schemas_behind_one_pgbouncer_keep_apart_whatever_is_done_at_once(
 
 SETTINGS = """
     SELECT name, setting FROM pg_settings
-    WHERE source IN ('session', 'client') OR name LIKE '%timeout%' OR name = 'synchronous_commit'
+    WHERE (source IN ('session', 'client') OR name LIKE '%timeout%' OR name = 'synchronous_commit')
+    AND name <> 'application_name'
 """
+"""Without the name of a client: PgBouncer itself sets it for each client that gives one, and leaves it for those that
+give none (pgbouncer.org/config.html, "track_extra_parameters")."""
 
 
 async def settings_of(url: str) -> dict[int, dict[str, str]]:
