@@ -93,7 +93,8 @@ def is_by_a_program(item: JsonObject) -> bool:
 
 def may_be_a_call(item: JsonObject) -> bool:
     """Whether a reference may be to a call, as far as its id tells."""
-    return kind_of(item) == "item_reference" and not str(item["id"]).startswith(("msg_", "rs_"))
+    item_id = item.get("id")
+    return kind_of(item) == "item_reference" and isinstance(item_id, str) and not item_id.startswith(("msg_", "rs_"))
 
 
 def references_for_outputs(history: History) -> dict[int, int]:
