@@ -97,7 +97,7 @@ class Program(click.Group):
             click.echo(f"Error: {error}", err=True)
             code = ExitCode.FAILED
         except Exception:  # a defect; Python's own exit code for it would mean damage
-            traceback.print_exc()
+            click.echo(traceback.format_exc(), nl=False, err=True)
             code = ExitCode.FAILED
         sys.exit(code if isinstance(code, int) else 0)
 

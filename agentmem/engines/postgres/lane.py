@@ -139,6 +139,7 @@ class Lane:
         self._is_prepared = False  # whether any connection was
         self._used_at = 0.0
         self._hosts_tried = 0
+        self.has_unanswered = False  # whether an attempt may still wait in the server, of which no answer came
 
     @property
     def is_connected(self) -> bool:
@@ -190,6 +191,7 @@ class Lane:
             Exception: `error`, where it is the outcome.
         """
         failure = self._failure(error, connection)
+        self.has_unanswered = self.has_unanswered or (connection is not None and not _is_answer(error))
         explained = await self._explained(error, connection, failure)
         await self._after_attempt(is_lost=failure.is_connection_lost)
         decision = retries.decide(failure, deadlines.now())

@@ -75,8 +75,11 @@ class Writer:
 
     @property
     def stored_id(self) -> UUID | None:
-        """The id under which it has stored numbers; None where it has written nothing."""
-        return self._id if self._number else None
+        """The id under which it has stored numbers, all of which are settled; None where there are no such ones.
+
+        An attempt whose answer was lost may still wait in the server, and would be done again without its number.
+        """
+        return self._id if self._number and not self.lane.has_unanswered else None
 
     async def forget(self, ids: Sequence[UUID]) -> bool:
         """Remove the numbers of writers that will send nothing more; False where no connection is at hand for it."""
