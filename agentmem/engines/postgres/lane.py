@@ -191,7 +191,7 @@ class Lane:
             Exception: `error`, where it is the outcome.
         """
         failure = self._failure(error, connection)
-        self.has_unanswered = self.has_unanswered or (connection is not None and not _is_answer(error))
+        self.has_unanswered = self.has_unanswered or (connection is not None and failure.is_connection_lost)
         explained = await self._explained(error, connection, failure)
         await self._after_attempt(is_lost=failure.is_connection_lost)
         decision = retries.decide(failure, deadlines.now())

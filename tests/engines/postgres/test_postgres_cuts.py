@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import signal
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from exhaustive import cases
 from in_postgres import all_stored, locked, numbered, served, until, wait_for_waiters
 from postgres_server import PostgresServer
+from processes import needs_sigstop
 from proxied import Moment
 from tcp_proxy import TcpProxy
 
@@ -232,6 +235,33 @@ async def test_a_call_whose_connection_is_cut_while_it_waits_for_a_lock_is_carri
     for rest, items in after.items():
         many[f"user_1{rest}"] = many.get(f"user_1{rest}", []) + items
     assert all_stored(postgres) == many
+
+
+@needs_sigstop
+async def test_an_attempt_that_goes_on_only_after_the_store_was_closed_is_not_carried_out_again(
+    postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentmem.engines.postgres.writes.LOCK_TIMEOUT_S", 60)
+    await fill(postgres, ["user_1"])
+    newest = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' ORDER BY query_start DESC LIMIT 1"
+    with TcpProxy(postgres.port) as proxy, contextlib.ExitStack() as stopped:
+        async with opened(postgres, proxy, "url") as store:
+            await served(store.session("warm").clear_session)
+            async with locked(postgres, ["user_1"]):
+                call = asyncio.create_task(append(store, "user_1"))
+                for attempts in (1, 2):
+                    await wait_for_waiters(postgres, attempts)
+                    if attempts == 2:
+                        process = int(postgres.sql(newest))
+                        os.kill(process, signal.SIGSTOP)
+                        stopped.callback(os.kill, process, signal.SIGCONT)
+                    proxy.cut()
+                await wait_for_waiters(postgres, 3)
+            await call
+        stopped.close()
+        # It has done what it was asked for before it notices that its client is gone.
+        await until(lambda: postgres.sql(f"SELECT count(*) FROM pg_stat_activity WHERE pid = {process}") == "0")
+    assert all_stored(postgres) == {"user_1": numbered(0, 1, 2, 3, 4, 5)}
 
 
 @pytest.mark.parametrize("name", ["append", "pop", "clear"])
