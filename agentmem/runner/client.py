@@ -3,8 +3,7 @@
 Rules:
 
 - ``openai`` is imported, and a client is created, in a thread, because together they take a second.
-- A client is used only on its own event loop, because asyncio's transports work on no other. It is closed when the loop
-  shuts down.
+- A client is used only on its own event loop, and closed when that shuts down; see ``loop_clients``.
 """
 
 from __future__ import annotations
@@ -12,15 +11,11 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import threading
-import weakref
-from collections.abc import AsyncGenerator
 from functools import partial
 from typing import TYPE_CHECKING
 
 from ..errors import ModelError
-from ..event_loop import running_loop
-from ..threads import call_in_thread
+from .loop_clients import LoopClients
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -29,17 +24,12 @@ _DEFAULT_BASE_URL = "https://api.openai.com/v1"
 
 _ENVIRONMENT = ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID")
 
-# Kept by loop and environment, so that connections are kept between runs. Each client has the generator that closes it.
-_ClientAndCloser = tuple["AsyncOpenAI", AsyncGenerator[None, None]]
-_clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, ...], _ClientAndCloser]]
-_clients = weakref.WeakKeyDictionary()
-_clients_lock = threading.Lock()
+_clients: LoopClients[AsyncOpenAI] = LoopClients(lambda client: client.close())
 
 
 def clients_by_loop() -> dict[asyncio.AbstractEventLoop, list[AsyncOpenAI]]:
     """Return the clients that are open, by their event loop."""
-    with _clients_lock:
-        return {loop: [client for client, _ in clients.values()] for loop, clients in _clients.items()}
+    return _clients.open()
 
 
 async def shared_client() -> AsyncOpenAI:
@@ -58,24 +48,7 @@ async def shared_client() -> AsyncOpenAI:
             "Responses API (with the OPENAI_API_KEY that it wants, if any); or give the agent a model object, such "
             "as Agent(..., model=agentmem.runner.OfflineModel()), which needs no network"
         )
-    loop = running_loop()
-    with _clients_lock:
-        for closed_loop in [other for other in _clients if other.is_closed()]:
-            # The client's connections refer to the loop, so the weak dictionary would never drop it.
-            del _clients[closed_loop]
-        clients = _clients.setdefault(loop, {})
-    if environment not in clients:
-        try:
-            client = await call_in_thread(partial(_create_client, key, base_url or _DEFAULT_BASE_URL))
-        except Exception as error:
-            raise ModelError(f"no client for {shown_url(base_url or _DEFAULT_BASE_URL)}: {error}") from error
-        if environment in clients:
-            await client.close()  # another task of this loop was faster
-        else:
-            closer = _close_with_loop(client)
-            clients[environment] = (client, closer)
-            await closer.__anext__()
-    return clients[environment][0]
+    return await _clients.get(environment, partial(_create_client, key, base_url or _DEFAULT_BASE_URL))
 
 
 def shown_url(url: object) -> str:
@@ -88,21 +61,10 @@ def _create_client(key: str, base_url: str) -> AsyncOpenAI:
     # Responses API 0.1 s, and the certificates 0.03 s for each client (openai 3.54).
     from openai import AsyncOpenAI
 
-    # The client insists on a key, also for a server that needs none. OPENAI_BASE_URL="" counts as not set.
-    client = AsyncOpenAI(api_key=key or "none", base_url=base_url)
-    _ = client.responses
-    return client
-
-
-async def _close_with_loop(client: AsyncOpenAI) -> AsyncGenerator[None, None]:
-    """Wait until the event loop shuts down, then close the client.
-
-    asyncio has one hook for a loop that is about to close: ``loop.shutdown_asyncgens()``, which asyncio.run(), anyio
-    and uvicorn call. It finishes every async generator that was started on the loop.
-    """
     try:
-        yield
-    finally:
-        with _clients_lock:
-            _clients.pop(asyncio.get_running_loop(), None)
-        await client.close()
+        # The client insists on a key, also for a server that needs none. OPENAI_BASE_URL="" counts as not set.
+        client = AsyncOpenAI(api_key=key or "none", base_url=base_url)
+        _ = client.responses
+    except Exception as error:
+        raise ModelError(f"no client for {shown_url(base_url)}: {error}") from error
+    return client

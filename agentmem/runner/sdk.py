@@ -10,17 +10,15 @@ of the caller's keeps its client, which may have a proxy or certificates.
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import sys
-import weakref
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 from ..cancellation import despite_cancellation
-from ..threads import call_in_thread
 from .config import RunConfig
+from .loop_clients import LoopClients
 
 _ADVICE = (
     "agentmem: a client that was given to a model object of the Agents SDK works on one event loop only, and "
@@ -28,9 +26,7 @@ _ADVICE = (
     'the model: Agent(model="name")'
 )
 
-_HttpClientAndCloser = tuple[Any, AsyncGenerator[None, None]]
-_http_clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _HttpClientAndCloser] = weakref.WeakKeyDictionary()
-"""The HTTP client of each event loop, with the generator that closes it."""
+_http_clients: LoopClients[Any] = LoopClients(lambda client: client.aclose())
 
 
 def sdk_runner(agent: object, run_config: object) -> Any:
@@ -61,7 +57,7 @@ async def own_connections(run_config: Any) -> AsyncIterator[Any]:
     given = run_config.get("model_provider") if is_dict else getattr(run_config, "model_provider", None)
     provider = sys.modules["agents"].MultiProvider() if given is None else given  # the SDK's default
     try:
-        yield _with_provider(run_config, _apart(provider, await _own_http_client()))
+        yield _with_provider(run_config, _apart(provider, await _http_clients.get("", _create_http_client)))
     except RuntimeError as error:
         if "event loop" in str(error):  # "is bound to a different event loop", "Event loop is closed"
             error.add_note(_ADVICE)
@@ -114,31 +110,8 @@ def _model_apart(model: Any, http_client: Any) -> Any:
     return apart
 
 
-async def _own_http_client() -> Any:
-    """The running loop's HTTP client; made by the first call, and closed when the loop shuts down."""
-    loop = asyncio.get_running_loop()
-    if loop not in _http_clients:
-        client = await call_in_thread(_create_http_client)
-        if loop in _http_clients:
-            await client.aclose()  # another task of this loop was faster
-        else:
-            closer = _close_with_loop(client)
-            _http_clients[loop] = (client, closer)
-            await closer.__anext__()
-    return _http_clients[loop][0]
-
-
 def _create_http_client() -> Any:
     # In a thread, because reading the certificates takes 0.03 s.
     import openai
 
     return openai.DefaultAsyncHttpxClient()
-
-
-async def _close_with_loop(client: Any) -> AsyncGenerator[None, None]:
-    """Wait until the event loop shuts down, then close the client; see the function of this name in ``client``."""
-    try:
-        yield
-    finally:
-        _http_clients.pop(asyncio.get_running_loop(), None)
-        await client.aclose()

@@ -29,7 +29,7 @@ newer version than $5."""
 
 _BEGIN = f"""
     WITH claimed AS ({_CLAIM}) SELECT version, EXISTS (SELECT FROM claimed) FROM agentmem.agentmem_schema
-"""  # noqa: S608  likewise
+"""  # noqa: S608  made of the constants above
 """The same as the first statement of a transaction; returns the version of the tables, and whether it stored it."""
 
 _APPEND = f"""
@@ -49,7 +49,7 @@ _APPEND = f"""
             USING (session_id)
     )
     SELECT version FROM agentmem.agentmem_schema
-"""  # noqa: S608  likewise
+"""  # noqa: S608  made of the constants above
 """Append rows to any number of sessions, and return the version of the tables. Writes nothing where that is newer."""
 
 _FORGET_OLD_WRITERS = """

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from database import connections
 from processes import Child, wait_until
+from waiting import WAIT_S
 
 from agentmem import AsyncSessionStore, AsyncSQLiteSession
 from agentmem.engines.sqlite import checkpoint as sqlite_checkpoint
@@ -270,7 +271,7 @@ async def test_a_write_is_told_of_before_the_checkpoint_that_it_makes_due(path: 
             return written.is_set() and not told.is_set()
 
         def run(self, raw: sqlite3.Connection) -> None:
-            told.wait()
+            was_told.append(told.wait(WAIT_S))
 
     def prepare(connection: Connection) -> None:
         connection.checkpoints = Due(str(path))
@@ -280,7 +281,9 @@ async def test_a_write_is_told_of_before_the_checkpoint_that_it_makes_due(path: 
         told.set()
 
     written, told = threading.Event(), threading.Event()
+    was_told: list[bool] = []
     link = await Connection.open(str(path), prepare)
-    await write()  # would never return where the checkpoint came first
+    await write()
     await link.call(lambda _: None)
     await link.close()
+    assert was_told == [True]
