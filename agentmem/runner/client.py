@@ -59,9 +59,9 @@ def shown_url(url: object) -> str:
 def _create_client(key: str, base_url: str) -> AsyncOpenAI:
     # In a thread, because it would block the event loop: the import of openai takes about 0.8 s, that of its
     # Responses API 0.1 s, and the certificates 0.03 s for each client (openai 3.54).
-    from openai import AsyncOpenAI
-
     try:
+        from openai import AsyncOpenAI
+
         # The client insists on a key, also for a server that needs none. OPENAI_BASE_URL="" counts as not set.
         client = AsyncOpenAI(api_key=key or "none", base_url=base_url)
         _ = client.responses
