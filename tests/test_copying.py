@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import pytest
-from exhaustive import exhaustive
+from exhaustive import cases, exhaustive
 from processes import Child
 
 from agentmem import AsyncSessionStore, SessionStore
@@ -45,16 +45,24 @@ NO_ITEMS = (1, 2, 3, 7)
 """Which of them are none."""
 
 
-@pytest.fixture(
-    params=sorted({pair for name in ENGINES for pair in ((name, "sqlite"), ("sqlite", name))}), ids=" to ".join
-)
+PAIRS = [
+    " to ".join(pair) for pair in sorted({pair for name in ENGINES for pair in ((name, "sqlite"), ("sqlite", name))})
+]
+"""Each engine of the registry as source and as target, an SQLite file as the other."""
+
+
+@pytest.fixture(params=PAIRS)
 def urls(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, str]:
-    """Source and target: each engine of the registry as either, an SQLite file as the other."""
-    source, target = request.param
+    """Source and target of each pair."""
+    source, target = request.param.split(" to ")
     other = str(tmp_path / "other.db")
     if source == "sqlite":
         return other, request.getfixturevalue(f"empty_{target}")
     return request.getfixturevalue(f"empty_{source}"), other
+
+
+# For what takes long with each pair: the quick run takes one of them.
+large = pytest.mark.parametrize("urls", cases(PAIRS, quick=lambda pair: pair == "sqlite to postgresql"), indirect=True)
 
 
 @pytest.fixture
@@ -133,6 +141,7 @@ def after_call(engine: Engine, method: str, number: int, act: Callable[[], Await
 # What goes over
 
 
+@large
 async def test_every_session_goes_over_as_it_is_stored(urls: tuple[str, str]) -> None:
     sessions = {
         "odd": ODD,
@@ -327,6 +336,7 @@ async def replace_the_last(engine: Engine) -> None:
     await engine.append("a", [row(-1)])
 
 
+@large
 @pytest.mark.parametrize("change", [pop, clear, begin_anew, replace_the_last])
 @pytest.mark.parametrize("length", [pytest.param(3, marks=exhaustive), LONG])
 async def test_a_session_that_changes_in_the_source_meanwhile_is_named_or_copied_as_it_is_then(
@@ -481,6 +491,7 @@ def beginnings(part: Contents, whole: Contents) -> int:
     return sum(map(len, part.values()))
 
 
+@large
 async def test_an_error_comes_out_as_it_is_and_the_next_run_completes_the_copy(urls: tuple[str, str]) -> None:
     await fill(urls[0], sessions_of_many_lengths())
     for method, closes in (("append", 1), ("rows", 0), ("sessions", 0)):
@@ -557,6 +568,7 @@ async def test_corrupt_items_of_one_session_are_counted_and_the_first_are_named(
     assert [problem.position for problem in report.problems] == list(range(MAX_PROBLEMS))
 
 
+@large
 async def test_a_cancelled_copy_leaves_beginnings_and_the_next_run_completes_it(urls: tuple[str, str]) -> None:
     await fill(urls[0], sessions_of_many_lengths())
     whole = await contents(urls[0])
@@ -600,9 +612,8 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.parametrize(
-    "stops", [True, pytest.param(False, marks=pytest.mark.exhaustive)], ids=["stopped half way", "at work"]
-)
+@large
+@pytest.mark.parametrize("stops", [True, pytest.param(False, marks=exhaustive)], ids=["stopped half way", "at work"])
 async def test_a_killed_copy_leaves_beginnings_and_the_next_run_completes_it(
     urls: tuple[str, str], stops: bool
 ) -> None:
@@ -629,6 +640,7 @@ async def test_a_killed_copy_leaves_beginnings_and_the_next_run_completes_it(
 # How far it is, and how much at a time
 
 
+@large
 async def test_progress_rises_to_the_number_of_items(urls: tuple[str, str]) -> None:
     await fill(urls[0], {**sessions_of_many_lengths(), "b": ODD})
     await fill(urls[1], {"b": [row(9)]})
@@ -644,6 +656,7 @@ async def test_progress_rises_to_the_number_of_items(urls: tuple[str, str]) -> N
     assert len(told) > 5
 
 
+@large
 async def test_many_sessions_are_written_at_once_but_not_all(urls: tuple[str, str]) -> None:
     await fill(urls[0], {f"user_{number}": rows(0, 1) for number in range(5 * SESSIONS_AT_ONCE)})
     source, target = map(open_by_url, urls)

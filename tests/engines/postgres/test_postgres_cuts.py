@@ -169,7 +169,7 @@ def commits_held(server: PostgresServer) -> Iterator[None]:
         server.configure(synchronous_standby_names=None)
 
 
-@pytest.mark.parametrize("name", COMMITS)
+@pytest.mark.parametrize("name", cases(COMMITS, quick=("append to many", "pop").__contains__))
 async def test_a_call_that_is_tried_again_while_the_first_attempt_still_commits_waits_for_it(
     postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -191,7 +191,7 @@ async def test_a_call_that_is_tried_again_while_the_first_attempt_still_commits_
     assert all_stored(postgres) == {f"user_1{rest}": items for rest, items in after.items()}
 
 
-@pytest.mark.parametrize("name", COMMITS)
+@pytest.mark.parametrize("name", cases(COMMITS, quick=("append to many", "pop").__contains__))
 async def test_a_call_whose_first_attempt_does_not_end_in_time_says_that_it_is_in_doubt(
     postgres: PostgresServer, name: str
 ) -> None:
@@ -211,7 +211,7 @@ async def test_a_call_whose_first_attempt_does_not_end_in_time_says_that_it_is_i
     assert all_stored(postgres) == {f"user_1{rest}": items for rest, items in after.items()} | {"next": numbered(0)}
 
 
-@pytest.mark.parametrize("name", COMMITS)
+@pytest.mark.parametrize("name", cases(COMMITS, quick=("append to many", "pop").__contains__))
 async def test_a_call_whose_connection_is_cut_while_it_waits_for_a_lock_is_carried_out_once_after_that(
     postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -264,7 +264,7 @@ async def test_an_attempt_that_goes_on_only_after_the_store_was_closed_is_not_ca
     assert all_stored(postgres) == {"user_1": numbered(0, 1, 2, 3, 4, 5)}
 
 
-@pytest.mark.parametrize("name", ["append", "pop", "clear"])
+@pytest.mark.parametrize("name", cases(["append", "pop", "clear"], quick="append".__eq__))
 async def test_a_call_that_is_cancelled_while_it_commits_tells_in_the_cause_that_it_is_in_doubt(
     postgres: PostgresServer, name: str
 ) -> None:

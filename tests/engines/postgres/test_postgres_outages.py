@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any
 
 import pytest
-from exhaustive import cases
+from exhaustive import cases, exhaustive
 from in_postgres import all_stored, connected, left_open, numbered, served, stored, until
 from postgres_server import PostgresServer
 from tcp_proxy import TcpProxy
@@ -104,7 +104,7 @@ CALLS: dict[str, Callable[[AsyncSession], Coroutine[Any, Any, object]]] = {
 }
 
 
-@pytest.mark.parametrize("way", ["fast", "kill -9"])
+@pytest.mark.parametrize("way", [pytest.param("fast", marks=exhaustive), "kill -9"])
 async def test_without_a_server_each_call_fails_by_name_in_time_and_the_same_handle_works_when_it_is_back(
     postgres: PostgresServer, way: str
 ) -> None:
@@ -155,7 +155,7 @@ def silence(server: PostgresServer, proxy: TcpProxy, way: str) -> Iterator[None]
         server.go_on()
 
 
-@pytest.mark.parametrize("way", ["network", "server"])
+@pytest.mark.parametrize("way", ["network", pytest.param("server", marks=exhaustive)])
 async def test_where_nobody_answers_any_more_each_call_ends_in_time_and_a_write_says_that_it_is_in_doubt(
     postgres: PostgresServer, proxy: TcpProxy, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
@@ -275,7 +275,7 @@ async def test_a_server_that_only_reads_says_so_to_writes_and_goes_on_to_serve_r
 
 
 @pytest.mark.parametrize("wish", ["any", "read-write"])
-@pytest.mark.parametrize("name", ["append", "pop", "clear"])
+@pytest.mark.parametrize("name", cases(["append", "pop", "clear"], quick="append".__eq__))
 async def test_a_write_to_a_server_that_only_reads_is_done_when_it_may_be_written_to(
     postgres: PostgresServer, proxy: TcpProxy, name: str, wish: str
 ) -> None:
@@ -302,7 +302,7 @@ async def test_where_no_server_may_be_written_to_as_the_url_asks_for_that_is_an_
         await store.close()
 
 
-@pytest.mark.exhaustive
+@exhaustive
 @pytest.mark.parametrize("way", ["two hosts", "one address"])
 @pytest.mark.usefixtures("private_postgres")  # which skips it where there is no PostgreSQL
 async def test_when_a_standby_takes_over_all_that_was_acknowledged_is_there_and_appends_go_on(way: str) -> None:

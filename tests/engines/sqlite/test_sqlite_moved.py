@@ -199,8 +199,14 @@ def _checked_on_another_event_loop(path: Path) -> Iterator[None]:
 @pytest.mark.parametrize("end", ["its session closes", "a new session opens"])
 @pytest.mark.parametrize("reader", [_read_by_another_process, _checked_on_another_event_loop])
 async def test_a_file_that_is_moved_while_somebody_reads_has_all_that_was_acknowledged_or_the_wal_that_has_it_is_named(
-    path: Path, moved: Path, told: list[BaseException | None], reader: Any, end: str
+    path: Path,
+    moved: Path,
+    told: list[BaseException | None],
+    reader: Any,
+    end: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("agentmem.engines.sqlite.connection.COPY_WAL_S", 0.2)  # the readers stay longer than that
     old, new = SQLiteEngine(path, busy_timeout_s=0), SQLiteEngine(path, busy_timeout_s=0)
     await old.append("user_123", [ROW] * 600)
     with reader(path):
