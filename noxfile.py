@@ -206,8 +206,10 @@ QUICK = ("-m", "not exhaustive")
 def run_pytest(session: nox.Session, *options: str, files: Iterable[str] = ("tests",)) -> None:
     """Run tests/, or these files of it, in parallel and from an empty directory; AGENTMEM_REPO tells the tests where
     README.md and examples/ are."""
-    # Each process starts PostgreSQL servers of its own.
-    args = ["--numprocesses=auto", "--maxprocesses=8", "--dist=worksteal", *options]
+    # One more than there are cores, because tests wait for disks, servers and other programs in two fifths of their
+    # time. No more than 8, because each starts PostgreSQL servers of its own.
+    processes = min((os.cpu_count() or 1) + 1, 8)
+    args = [f"--numprocesses={processes}", "--dist=worksteal", *options]
     for kind in ("engine", "tool"):
         required = filter(None, os.environ.get(f"AGENTMEM_REQUIRE_{kind.upper()}S", "").split(","))
         args += [f"--require-{kind}={name}" for name in required]
