@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 import click
 import pytest
 from click.testing import CliRunner
+from exhaustive import cases, exhaustive
 from responses_server import ResponsesServer, message
 from tools import NO_AGENTS_SDK
 from waiting import WAIT_S, wait_until
@@ -227,7 +228,16 @@ def test_the_command_that_demo_ends_with_goes_on_with_the_conversation(tmp_path:
 @posix
 @pytest.mark.parametrize(
     "args",
-    [["demo", "--db", "demo.db"], ["check", "app.db"], ["copy", "app.db", "new.db"], ["--help"], ["check", "--help"]],
+    cases(
+        [
+            ["demo", "--db", "demo.db"],
+            ["check", "app.db"],
+            ["copy", "app.db", "new.db"],
+            ["--help"],
+            ["check", "--help"],
+        ],
+        quick=["copy", "app.db", "new.db"].__eq__,
+    ),
     ids=" ".join,
 )
 def test_every_command_ends_with_code_141_and_without_a_word_where_its_reader_is_gone(
@@ -989,6 +999,7 @@ def test_a_person_at_a_terminal_chats_and_leaves_by_ctrl_d_or_ctrl_c(tmp_path: P
     assert contents(tmp_path / "conversations.db")[-1] == "Your name is Bob."
 
 
+@exhaustive
 @posix
 @pytest.mark.usefixtures("interruptible")
 def test_a_person_whose_chat_is_written_to_a_file_is_prompted_on_the_terminal(tmp_path: Path) -> None:
@@ -1002,6 +1013,7 @@ def test_a_person_whose_chat_is_written_to_a_file_is_prompted_on_the_terminal(tm
     assert "you>" not in (tmp_path / "chat.txt").read_text()
 
 
+@exhaustive
 @posix
 def test_demo_in_a_terminal_of_80_columns_has_colours_and_no_longer_line(tmp_path: Path) -> None:
     with _terminal(tmp_path, "demo", "--db", "demo.db") as terminal:
@@ -1026,6 +1038,7 @@ def test_check_in_a_terminal_shows_how_far_it_is_and_leaves_only_its_report(tmp_
     assert "Traceback" not in terminal.output
 
 
+@exhaustive
 @posix
 def test_copy_in_a_terminal_shows_how_far_it_is_and_leaves_only_its_report(tmp_path: Path) -> None:
     fill(tmp_path / "app.db", alice=5000)
@@ -1054,6 +1067,7 @@ def test_ctrl_c_ends_a_copy_and_the_next_one_completes_it(tmp_path: Path) -> Non
     assert len(contents(tmp_path / "new.db", "alice")) == 20_000
 
 
+@exhaustive
 @posix
 @pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_ends_a_backup_at_once_and_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -188,6 +188,7 @@ async def test_run_again_it_copies_what_is_new_and_leaves_alone_what_is_not_the_
     assert await contents(urls[1]) == {**await contents(urls[0]), "mine": stored(rows(0, 3))}
 
 
+@large
 @pytest.mark.parametrize("have", [1, SLICE_ROWS - 1, SLICE_ROWS, SLICE_ROWS + 1, LONG - 1, LONG])
 async def test_a_session_of_which_the_target_holds_a_beginning_gets_the_rest(urls: tuple[str, str], have: int) -> None:
     await fill(urls[0], {"a": rows(0, LONG)})
@@ -199,6 +200,7 @@ async def test_a_session_of_which_the_target_holds_a_beginning_gets_the_rest(url
 # What does not
 
 
+@large
 @pytest.mark.parametrize(
     ("ours", "theirs", "position"),
     [
@@ -386,6 +388,7 @@ async def test_what_is_appended_in_the_source_meanwhile_is_left_to_the_next_run(
     assert await contents(urls[1]) == await contents(urls[0])
 
 
+@large
 @pytest.mark.parametrize("length", [pytest.param(3, marks=exhaustive), LONG])
 async def test_what_somebody_else_writes_to_the_target_meanwhile_is_found(urls: tuple[str, str], length: int) -> None:
     for number in itertools.count():
@@ -523,14 +526,17 @@ async def test_an_error_comes_out_as_it_is_and_the_next_run_completes_the_copy(u
 
 @pytest.mark.parametrize(
     "error",
-    [
-        ZeroDivisionError("x"),
-        KeyboardInterrupt("x"),
-        SystemExit("x"),
-        asyncio.CancelledError("x"),
-        ExceptionGroup("x", [ValueError("y")]),
-        BaseExceptionGroup("x", [KeyboardInterrupt("y")]),
-    ],
+    cases(
+        [
+            ZeroDivisionError("x"),
+            KeyboardInterrupt("x"),
+            SystemExit("x"),
+            asyncio.CancelledError("x"),
+            ExceptionGroup("x", [ValueError("y")]),
+            BaseExceptionGroup("x", [KeyboardInterrupt("y")]),
+        ],
+        quick=lambda error: type(error) in (asyncio.CancelledError, BaseExceptionGroup),
+    ),
     ids=lambda error: type(error).__name__,
 )
 async def test_what_the_caller_s_progress_raises_at_any_call_comes_out_as_it_is(

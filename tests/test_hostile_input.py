@@ -60,7 +60,8 @@ def cases_of(names: Iterable[str], *, depth: str) -> list[Any]:
     quick = [Cases("small", "usual", tuple(names)), *([Cases("small", "unbounded", tuple(deep))] if deep else [])]
     full = [Cases("full", "usual", (name,)) for name in names] + [Cases("full", "unbounded", (name,)) for name in deep]
     return [
-        *(pytest.param(cases, id=f"small, {cases.recursion}") for cases in quick),
+        pytest.param(quick[0], id="small, usual"),
+        *(pytest.param(cases, id=f"small, {cases.recursion}", marks=exhaustive) for cases in quick[1:]),
         *(pytest.param(cases, id=f"{cases.names[0]}-{cases.recursion}", marks=exhaustive) for cases in full),
     ]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from database import stored
 from endings import ENDINGS, FORK_IMPORTS, imports
-from exhaustive import exhaustive
+from exhaustive import cases, exhaustive
 from processes import STRICT, SUPPORT, Child, files, needs_fork, run, run_quietly
 
 threads_may_start_late = pytest.mark.skipif(
@@ -49,7 +49,20 @@ thread.join()
 }
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+ALIKE = {
+    "sync, many sessions and a store",
+    "sync, in memory",
+    "from a thread",
+    "async, entered and not left",
+    "sync, before the first use",
+    "async, before the first use",
+    "a child that ends by itself",
+    "a child that uses nothing and ends by itself",
+}
+"""Ways that differ little from others; here and below."""
+
+
+@pytest.mark.parametrize("name", cases(SCRIPTS, quick=lambda name: name not in ALIKE))
 def test_a_script_that_closes_nothing_ends_silently_with_everything_stored_and_closed(path: Path, name: str) -> None:
     assert run_quietly(IMPORTS + SCRIPTS[name], path) == ""
     assert stored(path) == [{"role": "user", "content": "one"}]
@@ -338,7 +351,7 @@ if __name__ == "__main__":
 
 
 @needs_fork
-@pytest.mark.parametrize("name", FORKS)
+@pytest.mark.parametrize("name", cases(FORKS, quick=lambda name: name not in ALIKE))
 def test_after_a_fork_both_processes_go_on_with_connections_of_their_own(path: Path, name: str) -> None:
     assert run_quietly(FORKS_BEGIN + FORKS[name], path, SUPPORT, flags=FORKING) == ""
     items = stored(path)

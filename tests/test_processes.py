@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from database import stored
-from exhaustive import exhaustive
+from exhaustive import cases, exhaustive
 from killing import PROGRAM, check, program_arguments
 from processes import STRICT, SUPPORT, Child, files, needs_fork, needs_sigstop, run, run_quietly
 
@@ -128,7 +128,9 @@ IN_A_WRITE = [
 
 
 @needs_sigstop
-@pytest.mark.parametrize("then", ["goes on and commits", "goes on and rolls back", "is killed"])
+@pytest.mark.parametrize(
+    "then", cases(["goes on and commits", "goes on and rolls back", "is killed"], quick="is killed".__eq__)
+)
 async def test_a_process_that_is_stopped_in_a_transaction_makes_writes_wait_as_long_as_they_may_and_nothing_is_lost(
     path: Path, then: str
 ) -> None:
@@ -169,7 +171,7 @@ async def _only_reads_work(session: AsyncSQLiteSession, content: list[Item]) -> 
 
 
 @needs_sigstop
-@pytest.mark.parametrize("then", ["goes on", "is killed"])
+@pytest.mark.parametrize("then", ["goes on", pytest.param("is killed", marks=exhaustive)])
 async def test_a_new_file_that_a_stopped_process_is_creating_is_waited_for_and_then_an_error_by_name(
     path: Path, then: str
 ) -> None:
@@ -229,7 +231,7 @@ asyncio.run(main())
 
 
 @needs_sigstop
-@pytest.mark.parametrize("then", ["goes on", "is killed"])
+@pytest.mark.parametrize("then", ["goes on", pytest.param("is killed", marks=exhaustive)])
 async def test_a_process_of_agentmems_that_is_stopped_in_its_own_transaction_is_like_any_other(
     path: Path, then: str
 ) -> None:

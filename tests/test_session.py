@@ -422,7 +422,7 @@ def test_any_sequence_of_calls_on_several_sessions_does_what_it_does_to_plain_li
     class SessionsThere(Sessions):
         url = database_url
 
-    examples = settings().max_examples
+    examples = settings().max_examples // 2
     if scheme_of(database_url) != "sqlite":
-        examples //= 5  # a server takes some milliseconds for what a file does in one
+        examples //= 2  # a server takes some milliseconds for what a file does in one
     run_state_machine_as_test(SessionsThere, settings=settings(max_examples=examples))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from exhaustive import exhaustive
 from pydantic import BaseModel
 from sdk import agent, agents, call, get_weather, message, reasoning, run, sent, stored, stream, takes_sync_sessions
 
@@ -169,7 +170,7 @@ async def test_a_model_that_fails_leaves_the_whole_exchanges_before_it(session: 
     await goes_on(session)
 
 
-@pytest.mark.parametrize("mode", ["immediate", "after_turn"])
+@pytest.mark.parametrize("mode", ["immediate", pytest.param("after_turn", marks=exhaustive)])
 async def test_a_stream_cancelled_at_any_event_leaves_whole_exchanges(session: Any, mode: str) -> None:
     everything = [
         *("user: How is it?", "reasoning rs_1", "call a", "call b", "output a: sunny", "output b: sunny"),

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from exhaustive import exhaustive
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
@@ -822,6 +823,7 @@ async def test_processes_that_open_at_the_same_instant_take_it_over_once(path: P
         copy.unlink()
 
 
+@exhaustive
 async def test_a_takeover_that_is_killed_has_taken_all_or_nothing(path: Path) -> None:
     text = "x" * 1000
     await sdk_add(path, *({"n": n, "text": text} for n in range(15_000)))

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from exhaustive import exhaustive
 from repository import REPO
 
 sys.path.append(str(REPO))  # the suite is not installed; at the end, so that agentmem stays the one under test
@@ -30,7 +31,7 @@ def rate(cell: str) -> float:
     return float(cell.removesuffix("/s").replace(",", ""))
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=exhaustive), 2])
 def test_a_run_on_a_new_sqlite_file_gives_a_row_for_each_number_of_sessions_and_clients(
     tmp_path: Path, processes: int
 ) -> None:

@@ -74,7 +74,7 @@ CALLS: dict[str, tuple[Call, set[str], dict[str, list[Item]]]] = {
             *((name, False, "asyncio", False) for name in CALLS),
             *((name, True, [*LOOPS][-1], TASK_FACTORIES[-1]) for name in CALLS),
         ],
-        quick=lambda case: case[:2] in [("append", False), ("append to many", True), ("pop", True), ("read", True)],
+        quick=lambda case: case[:2] in [("append to many", True), ("pop", False)],
     ),
 )
 def test_a_call_that_is_cancelled_at_any_moment_is_carried_out_or_not_and_leaves_nothing_behind(

@@ -6,6 +6,7 @@ import asyncio
 import random
 
 import pytest
+from exhaustive import exhaustive
 from in_postgres import HELD, WRITES, all_stored, locked, numbered, served, until
 from postgres_server import PostgresServer
 from processes import Child, needs_sigstop
@@ -106,6 +107,7 @@ asyncio.run(main())
 """
 
 
+@exhaustive
 @needs_sigstop
 @pytest.mark.parametrize("then", ["goes on", "is killed"])
 async def test_a_process_that_is_stopped_in_a_pop_holds_the_session_no_longer_than_a_few_seconds(

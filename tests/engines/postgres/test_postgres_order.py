@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 from appending import Appending
+from exhaustive import exhaustive
 from postgres_database import PostgresDatabase
 from stepping import CycleLoop, cycle_loops
 
@@ -26,7 +27,13 @@ def end_nothing(database: PostgresDatabase) -> None:
     """The connections stay; what comes is only more appends."""
 
 
-@pytest.mark.parametrize("end", [end_all, end_nothing], ids=["ended before", "first open"])
+@pytest.mark.parametrize(
+    "end",
+    [
+        pytest.param(end_all, id="ended before", marks=exhaustive),
+        pytest.param(end_nothing, id="first open"),
+    ],
+)
 def test_appends_keep_their_order_at_whatever_moment_more_come_while_connections_are_opened(
     database: PostgresDatabase, end: Callable[[PostgresDatabase], None]
 ) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from exhaustive import exhaustive
 from killing import Batch, whole_batches
 from postgres_database import PostgresDatabase
 from processes import SUPPORT, Child, needs_fork, run_quietly
@@ -57,6 +58,7 @@ for attempt in range(int(sys.argv[3])):
 """
 
 
+@exhaustive
 def test_an_empty_database_that_8_processes_open_at_once_is_made_once_and_none_of_them_sees_an_error(
     database: PostgresDatabase,
 ) -> None:

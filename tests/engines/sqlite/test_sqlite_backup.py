@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from database import mounted
+from exhaustive import exhaustive
 from processes import Child, files, holdings, holds_again, needs_fork, run_quietly, wait_until, writer_lock
 from stepping import CycleLoop, cycle_loops
 
@@ -390,6 +391,7 @@ for number in range(1_000_000):
 """
 
 
+@exhaustive
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL is POSIX's")
 async def test_a_process_that_is_killed_leaves_no_half_backup_under_the_name(path: Path, target: Path) -> None:
     await fill(path, 5)
@@ -427,6 +429,7 @@ thread.join()
 """
 
 
+@exhaustive
 @needs_fork
 async def test_a_fork_comes_between_and_both_processes_back_up(path: Path, target: Path) -> None:
     await fill(path, 5)

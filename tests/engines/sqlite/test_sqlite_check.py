@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from database import shell
+from exhaustive import exhaustive
 from processes import Child, files, holdings, holds_again, needs_fork, run_quietly
 from waiting import WAIT_S
 
@@ -624,6 +625,7 @@ print([(report.items, report.problem_count) for report in reports])
 """
 
 
+@exhaustive
 @needs_fork
 async def test_a_fork_comes_between_and_both_processes_check(path: Path) -> None:
     await fill(path, sessions=2, items=10_000)

@@ -1234,6 +1234,7 @@ for round in range(int(sys.argv[2])):
 """
 
 
+@exhaustive
 @needs_fork
 def test_a_writer_that_is_killed_at_any_moment_leaves_whole_batches_and_all_that_were_acknowledged(path: Path) -> None:
     output = run_quietly(_KILLED, path, "20")

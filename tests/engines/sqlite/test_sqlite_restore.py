@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from database import mounted
-from exhaustive import exhaustive
+from exhaustive import cases, exhaustive
 from processes import Child, holdings, holds_again, run
 from stepping import CycleLoop, cycle_loops
 
@@ -83,9 +83,11 @@ def test_a_restored_file_is_as_the_backup_and_a_wal_that_a_crash_left_is_gone(pa
     assert (texts(path), texts(backup)) == (["old", "later"], ["old"])
 
 
-@pytest.mark.parametrize("beside", [(), ("-wal",), ("-wal", "-shm"), ("-journal",)], ids=str)
+@pytest.mark.parametrize(
+    "beside", cases([[], ["-wal"], ["-wal", "-shm"], ["-journal"]], quick=["-wal", "-shm"].__eq__), ids=str
+)
 def test_a_target_that_is_missing_is_made_and_what_is_left_of_it_gone(
-    path: Path, backup: Path, beside: tuple[str, ...]
+    path: Path, backup: Path, beside: list[str]
 ) -> None:
     path.unlink()
     for suffix in ("-wal", "-shm"):
@@ -131,13 +133,12 @@ def _with_bytes(path: Path, start: int, count: int) -> None:
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda path: _with_bytes(path, 100, 3996),
-        lambda path: _with_bytes(path, 4096, 4096),
-        lambda path: os.truncate(path, 5000),
-        lambda path: os.truncate(path, 0),
-        _of_a_newer_version,
+        pytest.param(lambda path: _with_bytes(path, 100, 3996), id="its schema"),
+        pytest.param(lambda path: _with_bytes(path, 4096, 4096), id="a page", marks=exhaustive),
+        pytest.param(lambda path: os.truncate(path, 5000), id="cut short", marks=exhaustive),
+        pytest.param(lambda path: os.truncate(path, 0), id="empty"),
+        pytest.param(_of_a_newer_version, id="newer"),
     ],
-    ids=["its schema", "a page", "cut short", "empty", "newer"],
 )
 def test_a_file_that_is_damaged_or_of_a_newer_version_is_replaced(
     path: Path, backup: Path, damage: Callable[[Path], None]
@@ -186,7 +187,7 @@ def test_a_file_that_this_program_has_open_is_not_replaced(path: Path, backup: P
     agentmem.restore(backup, path)
 
 
-@pytest.mark.parametrize("does", ["reads", "only reads as SQLite does", "writes"])
+@pytest.mark.parametrize("does", cases(["reads", "only reads as SQLite does", "writes"], quick="reads".__eq__))
 def test_a_file_that_another_program_has_open_is_not_replaced(path: Path, backup: Path, does: str) -> None:
     script = {
         "reads": """
