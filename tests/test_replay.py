@@ -536,6 +536,17 @@ def test_no_older_items_change_a_window_that_was_settled(newest: History, data: 
             assert window == oracle(whole, settings), caps(settings)
 
 
+def test_an_exchange_that_is_never_whole_does_not_settle_the_window_where_it_goes_beyond_it() -> None:
+    """Behind it stands an output whose call is further away: the window ends before that."""
+    by_a_lost_program = call("function_call", "a", caller={"type": "program", "caller_id": "lost"})
+    filler = [message("user")] * 3
+    newest = [by_a_lost_program, message("user"), *filler, output("function_call", "b"), output("function_call", "a")]
+    history = [call("function_call", "b"), *[message("user")] * 20, *newest, message("assistant")]
+    assert oracle(history, SessionSettings(limit=4)) == history[-1:]
+    assert replay_window(history, SessionSettings(limit=4)) == history[-1:]
+    assert find_window(history[1:], SessionSettings(limit=4), at_start=False) is None
+
+
 @given(histories(), some_settings(capped=True))
 def test_a_whole_history_is_always_settled(history: History, settings: SessionSettings) -> None:
     assert find_window(history, settings, at_start=True) == oracle(history, settings)
@@ -1000,6 +1011,11 @@ def test_each_output_has_a_reference_of_its_own() -> None:
 @pytest.mark.parametrize("item_id", ["msg_1", "rs_1", "ws_1", "mcp_1"])
 def test_a_reference_to_something_that_needs_no_output_is_no_call(item_id: str) -> None:
     history = [reference(item_id), output("function_call")]
+    assert replay_window(history, SessionSettings(limit=9)) == history[:1]
+
+
+def test_a_message_without_a_type_is_no_reference() -> None:
+    history = [{"type": None, "id": "fc_1", "role": "user"}, output("function_call")]
     assert replay_window(history, SessionSettings(limit=9)) == history[:1]
 
 
