@@ -25,6 +25,7 @@ from agentmem import AsyncSQLiteSession
 from agentmem.engines import ENGINES
 from agentmem.engines import open_engine as open_by_url
 from agentmem.engines.base import Engine
+from agentmem.engines.sqlite.connection import open_connections
 from agentmem.runner import OpenAIResponsesModel
 
 # New random cases on each run, also under CI, where hypothesis's own profile would repeat the same ones for ever; the
@@ -57,6 +58,14 @@ def pytest_sessionstart() -> None:
 def anyio_backend() -> str:
     """Tests marked ``anyio`` run on asyncio: aiosqlite and the Agents SDK know no other loop."""
     return "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def _leaves_no_connection() -> Iterator[None]:
+    """A connection that one test leaves open fails others that count them, whichever run after it in its process."""
+    before = open_connections()
+    yield
+    wait_until(lambda: not set(open_connections()) - set(before))
 
 
 @pytest.fixture(scope="session")

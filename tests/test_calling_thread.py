@@ -233,13 +233,13 @@ async def test_a_cancelled_call_waits_for_the_count_tokens_that_has_begun() -> N
 def test_code_that_runs_an_event_loop_of_its_own_inside_a_callback_does_not_wait_for_its_own_thread(
     store: SessionStore, tmp_path: Path
 ) -> None:
-    other = SQLiteSession(tmp_path / "other.db", session_id="user_123", settings=counting(lambda item: 1))
-    other.add_items([ONE])
-    session = store.session(
-        "user_123", settings=counting(lambda item: len(asyncio.run(other.async_session.get_items())))
-    )
-    session.add_items([ONE])
-    assert session.get_items() == [ONE]
+    with SQLiteSession(tmp_path / "other.db", session_id="user_123", settings=counting(lambda item: 1)) as other:
+        other.add_items([ONE])
+        session = store.session(
+            "user_123", settings=counting(lambda item: len(asyncio.run(other.async_session.get_items())))
+        )
+        session.add_items([ONE])
+        assert session.get_items() == [ONE]
 
 
 def test_a_task_that_outlives_its_sync_call_calls_back_in_a_thread_of_its_own() -> None:

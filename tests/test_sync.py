@@ -322,4 +322,5 @@ threading.Thread(target=hold, args=[sync], daemon=True).start()
 holding.wait()
 """
     assert run_quietly(script, path) == ""
-    assert SQLiteSession(path, session_id="user_123").get_items() == [ONE]
+    with SQLiteSession(path, session_id="user_123") as session:
+        assert session.get_items() == [ONE]

@@ -127,7 +127,8 @@ def consult_by_run_sync(db: Path, meeting: threading.Barrier) -> Consult:
     def to(session_id: str) -> Callable[[], Any]:
         def consult() -> str:
             meeting.wait(WAIT_S)  # each run holds its session now
-            return str(Runner.run_sync(ANSWERS, "Hi", session=SQLiteSession(db, session_id=session_id)).final_output)
+            with SQLiteSession(db, session_id=session_id) as session:
+                return str(Runner.run_sync(ANSWERS, "Hi", session=session).final_output)
 
         return consult
 
@@ -200,9 +201,9 @@ async def test_a_tool_that_starts_a_run_on_its_own_session_in_a_thread_of_its_ow
     with ThreadPoolExecutor() as pool:
 
         def consult() -> str:
-            own = SQLiteSession(db, session_id="one")
-            run = pool.submit(Runner.run_sync, ANSWERS, "Hi", session=own, run_config=config)
-            return str(run.result().final_output)
+            with SQLiteSession(db, session_id="one") as own:
+                run = pool.submit(Runner.run_sync, ANSWERS, "Hi", session=own, run_config=config)
+                return str(run.result().final_output)
 
         [output] = await run(calling(consult), db, "one")
     assert "RunError: the session 'one' is held since " in output
@@ -218,9 +219,9 @@ async def test_a_circle_through_threads_that_agentmem_knows_nothing_of_ends(db: 
         def to(session_id: str) -> Callable[[], str]:
             def consult() -> str:
                 meeting.wait(WAIT_S)
-                other = SQLiteSession(db, session_id=session_id)
-                run = pool.submit(Runner.run_sync, ANSWERS, "Hi", session=other, run_config=config)
-                return str(run.result().final_output)
+                with SQLiteSession(db, session_id=session_id) as other:
+                    run = pool.submit(Runner.run_sync, ANSWERS, "Hi", session=other, run_config=config)
+                    return str(run.result().final_output)
 
             return consult
 
