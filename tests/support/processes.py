@@ -54,6 +54,7 @@ class Child:
                 "PYTHONIOENCODING": "utf-8",
             },
         )
+        self._unread = b""  # of its output
 
     def __enter__(self) -> Child:
         return self
@@ -67,10 +68,14 @@ class Child:
     def read_line(self) -> str:
         """The next line that the child prints; fails with its stderr when it ends instead."""
         assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            pytest.fail(f"the child ended early: {self._process.communicate(timeout=WAIT_S)[1]}")
-        return line.rstrip("\n")
+        # Not readline(): communicate() reads past its buffer, and what came together with this line would be lost.
+        while b"\n" not in self._unread:
+            piece = os.read(self._process.stdout.fileno(), 65536)
+            if not piece:
+                pytest.fail(f"the child ended early: {self._process.communicate(timeout=WAIT_S)[1]}")
+            self._unread += piece
+        line, _, self._unread = self._unread.partition(b"\n")
+        return line.decode()
 
     def write_line(self, line: str = "") -> None:
         assert self._process.stdin is not None
@@ -102,8 +107,8 @@ class Child:
         except subprocess.TimeoutExpired:
             self._process.kill()
             output, errors = self._process.communicate()
-            pytest.fail(f"the child did not end by itself; it said {output!r}, {errors!r}")
-        return self._process.returncode, output, errors
+            pytest.fail(f"the child did not end by itself; it said {self._unread.decode() + output!r}, {errors!r}")
+        return self._process.returncode, self._unread.decode() + output, errors
 
 
 def run(source: str, *args: str | Path, flags: Sequence[str] = STRICT) -> tuple[int, str, str]:
