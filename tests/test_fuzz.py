@@ -191,6 +191,12 @@ _cells = st.one_of(
 )
 
 
+_SESSION = """
+    INSERT INTO agentmem_sessions (session_key, session_id, length, updated_at, stored_at, created_at)
+    VALUES (7, 'user_123', ?, 0, 0, 0)
+"""
+
+
 def test_any_cells_in_a_real_file_are_read_where_they_are_items_and_each_other_is_warned_about_once(
     tmp_path: Path,
 ) -> None:
@@ -204,12 +210,14 @@ def test_any_cells_in_a_real_file_are_read_where_they_are_items_and_each_other_i
     def check(cells: list[Any], limit: int | None) -> None:
         other.execute("DELETE FROM agentmem_items")
         other.execute("DELETE FROM agentmem_sessions")
-        other.execute("INSERT INTO agentmem_sessions VALUES (7, 'user_123', ?, 0, 0)", (len(cells),))
-        rows = [((7 << 32) + position, cell, cell, cell) for position, cell in enumerate(cells)]
+        other.execute(_SESSION, (len(cells),))
+        rows = [(position, cell, cell, cell) for position, cell in enumerate(cells)]
         # As text, also where the bytes are none: so does a damaged page.
         as_text = "CASE typeof(?) WHEN 'blob' THEN CAST(? AS TEXT) ELSE ? END"
-        other.executemany(f"INSERT INTO agentmem_items VALUES (?, 0, {as_text})", rows)
-        stored = other.execute("SELECT CAST(item AS BLOB) FROM agentmem_items ORDER BY item_key").fetchall()
+        other.executemany(
+            f"INSERT INTO agentmem_items (session_key, position, created_at, item) VALUES (7, ?, 0, {as_text})", rows
+        )
+        stored = other.execute("SELECT CAST(item AS BLOB) FROM agentmem_items ORDER BY position").fetchall()
         valid = [position for position, (data,) in enumerate(stored) if _is_item(data)]
         loop.run_until_complete(_read_and_pop(store, [data for (data,) in stored], valid, limit))
 

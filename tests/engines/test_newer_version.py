@@ -17,7 +17,7 @@ from agentmem import AsyncSessionStore, SessionSettings
 from agentmem.engines import open_engine
 from agentmem.engines.base import Engine
 from agentmem.engines.postgres import schema as postgres_schema
-from agentmem.engines.sqlite import schema as sqlite_schema
+from agentmem.engines.sqlite import tables as sqlite_tables
 from agentmem.errors import SchemaVersionError
 from agentmem.items import Item
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.anyio
 
 ITEMS: list[Item] = [{"number": number, "text": "x" * 2_000} for number in range(700)]
 NEWER = r"has schema version (\d+), this agentmem knows up to (?!\1)\d+; upgrade agentmem"
-VERSIONS = {"sqlite": sqlite_schema.SCHEMA_VERSION, "postgresql": postgres_schema.SCHEMA_VERSION}
+VERSIONS = {"sqlite": sqlite_tables.SCHEMA_VERSION, "postgresql": postgres_schema.SCHEMA_VERSION}
 
 
 async def set_version(url: str, newer_by: int) -> None:
@@ -118,7 +118,7 @@ async def test_a_write_that_waits_for_the_upgrade_of_a_file_is_refused_when_it_i
             other.execute("BEGIN IMMEDIATE")
             appends = [asyncio.ensure_future(session.add_items(ITEMS[:1])) for _ in range(3)]
             read = await session.get_items()  # of the state before
-            other.execute(f"PRAGMA user_version = {sqlite_schema.SCHEMA_VERSION + 1}")
+            other.execute(f"PRAGMA user_version = {sqlite_tables.SCHEMA_VERSION + 1}")
             other.execute("COMMIT")
         outcomes = await asyncio.gather(*appends, return_exceptions=True)
         assert {type(outcome) for outcome in outcomes} == {SchemaVersionError}

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from agentmem import AsyncSessionStore
-from agentmem.engines.sqlite.schema import SCHEMA_VERSION
+from agentmem.engines.sqlite.tables import SCHEMA_VERSION
 from agentmem.items import Item
 
 pytestmark = pytest.mark.anyio
