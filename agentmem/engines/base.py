@@ -229,6 +229,23 @@ class Engine(ABC):
             StorageFullError: there is no space for the copy; the database was not replaced.
         """
 
+    async def upgrade(self, progress: Progress | None = None) -> None:
+        """Bring a database of an older version to this one: whole, or not at all.
+
+        An engine whose :meth:`open` does that for a database of any size need not override this.
+
+        Args:
+            progress: called from time to time, in another thread than the event loop's.
+
+        Raises:
+            ValueError: it is a database in memory.
+            StorageBusyError: somebody has the database open, and must not; it was not upgraded.
+            StorageCorruptError: it is damaged; it was not upgraded.
+            StorageFullError: there is no space; it was not upgraded.
+            Exception: what `progress` raises, unchanged; it was not upgraded.
+        """
+        await self.open()
+
     @abstractmethod
     async def close(self) -> None:
         """Wait for the calls that are under way, then release the connections. Idempotent.
