@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 
 import click
 import pytest
+import version_1
 from click.testing import CliRunner
 from responses_server import ResponsesServer, message
 from tools import NO_AGENTS_SDK
@@ -596,6 +597,22 @@ def test_restore_puts_a_backup_in_a_database_s_place_unless_somebody_has_it_open
     _failed_in_one_line(agentmem(tmp_path, "restore", "copy.db", "copy.db"), "are the same file", code=2)
     (tmp_path / "app.db").write_text("Dear diary. " * 1000)
     _failed_in_one_line(agentmem(tmp_path, "restore", "copy.db", "app.db"), "is not a database", code=1)
+
+
+# upgrade
+
+
+def test_upgrade_brings_a_file_of_an_older_version_to_this_one_unless_somebody_has_it_open(tmp_path: Path) -> None:
+    version_1.make(tmp_path / "app.db", [("default", 1.0, ['{"role":"user","content":"one"}'])])
+    with closing(sqlite3.connect(tmp_path / "app.db")) as other:
+        other.execute("SELECT * FROM agentmem_items").fetchall()
+        done = agentmem(tmp_path, "upgrade", "app.db")
+        _failed_in_one_line(done, "app.db is open in this program or in another, and was not replaced")
+    for _ in range(2):
+        assert succeeded(agentmem(tmp_path, "upgrade", "app.db")) == "app.db has the newest version.\n"
+    assert contents(tmp_path / "app.db") == ["one"]
+    assert {path.name for path in tmp_path.iterdir()} == {"app.db"}
+    _failed_in_one_line(agentmem(tmp_path, "upgrade", "no.db"), "there is no file", "no.db")
 
 
 # copy

@@ -89,7 +89,7 @@ class SpareWork(Protocol):
         """Whether there is something to do when no batch waits."""
 
     def is_overdue(self) -> bool:
-        """Whether it is to be done now, although batches wait. Called once before each of these."""
+        """Whether it is to be done now, although batches wait. Called at least once before each of these."""
 
     def run(self, connection: Connection) -> float:
         """Do a part, in the connection's thread; returns how long to leave the file to others then, in seconds."""
@@ -133,6 +133,7 @@ class Connection:
         self.file: FileIdentity | None = None
         self.checkpoints: Checkpoints | None = None
         self.removals: SpareWork | None = None
+        self._spare_work_at = 0.0  # as the clock of deadlines has it; never before
         self._path = path
         self._opened: OpenedByAiosqlite | None = None
         self.is_open = False
@@ -460,19 +461,22 @@ class Connection:
         while self.removals is not None and self.removals.is_due() and self.is_open:
             if not self._inbox.empty() and not self.removals.is_overdue():
                 break
-            pause_s = self._do_spare_work(self.removals)
+            pause_s = self._spare_work_at - deadlines.now()
+            if pause_s <= 0:
+                self._do_spare_work(self.removals)
+                continue
             try:
                 return self._inbox.get(timeout=pause_s)
             except Empty:
                 pass
         return self._inbox.get()
 
-    def _do_spare_work(self, work: SpareWork) -> float:
+    def _do_spare_work(self, work: SpareWork) -> None:
         self.report()  # nobody waits for it
         with self._lock:
             pause_s = work.run(self) if self.is_open else 0.0
+        self._spare_work_at = deadlines.now() + pause_s
         self._report_and_checkpoint()
-        return pause_s
 
     def _run_batch(self, origin: Origin, batch: Batch[Any]) -> None:
         with self._lock:

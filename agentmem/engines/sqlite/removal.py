@@ -68,7 +68,7 @@ class Removals:
         return self._is_due
 
     def is_overdue(self) -> bool:
-        """Whether it should be called now, although batches wait. Called once before each of these."""
+        """Whether it should be called now, although batches wait. Called at least once before each of these."""
         self._batches += 1
         return self._is_due and self._batches > MAX_BATCHES
 

@@ -51,7 +51,12 @@ def restore(snapshot: Snapshot, backup: str, target: str) -> None:
     if os.path.exists(target) and os.path.samefile(backup, target):
         raise ValueError(f"backup and target are the same file, {target}")
     require_tables(snapshot.connection, backup)
-    require_no_damage(snapshot, backup, "restored")
+    require_no_damage(
+        snapshot,
+        backup,
+        "was not restored; agentmem check names what is damaged, and agentmem copy takes what can be read into a new "
+        "file",
+    )
     try:
         with new_copy(snapshot, os.path.dirname(target)) as copy:
             snapshot.require_valid()
@@ -64,13 +69,13 @@ def restore(snapshot: Snapshot, backup: str, target: str) -> None:
         raise map_error(error, f"{target}, a copy of {backup}") from error
 
 
-def require_no_damage(snapshot: Snapshot, path: str, what: str) -> None:
+def require_no_damage(snapshot: Snapshot, path: str, then: str) -> None:
     """Check a file's pages, because what is damaged takes no other file's place.
 
     Args:
         snapshot: the file.
         path: its path, for the message.
-        what: what was not done then, for the message.
+        then: what was not done, and what to do, for the message.
 
     Raises:
         StorageCorruptError: it is damaged.
@@ -82,10 +87,7 @@ def require_no_damage(snapshot: Snapshot, path: str, what: str) -> None:
             raise Halted from error
         found = str(error)
     if found != "ok":
-        raise StorageCorruptError(
-            f"{path} is damaged ({' '.join(found.split())}), and was not {what}; agentmem check names what is "
-            "damaged, and agentmem copy takes what can be read into a new file"
-        )
+        raise StorageCorruptError(f"{path} is damaged ({' '.join(found.split())}), and {then}")
 
 
 def _put_in_place(copy: str, target: str) -> None:

@@ -101,7 +101,12 @@ def upgrade_file(snapshot: Snapshot, path: str, target: str, progress: Progress 
     require_tables(raw, path)
     if has_tables(raw):
         return
-    require_no_damage(snapshot, path, "upgraded")
+    require_no_damage(
+        snapshot,
+        path,
+        "was not upgraded; agentmem check names what is damaged. Restore a backup, or have the agentmem that wrote it "
+        "copy what can be read into a new file",
+    )
     try:
         with temporary_name(os.path.dirname(target)) as copy:
             _build(snapshot, copy, progress)
