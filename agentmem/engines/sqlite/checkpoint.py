@@ -71,6 +71,11 @@ class Checkpoints:
         self._has_first_page = True
         self._written_bytes += sessions * PAGES_PER_SESSION * _PAGE_BYTES + size_bytes
 
+    def removed(self, rows: int) -> None:
+        """Count a committed transaction that removed rows."""
+        self._has_first_page = True
+        self._written_bytes += rows * _PAGE_BYTES
+
     def is_due(self) -> bool:
         """Return whether :meth:`run` should be called now."""
         return self._written_bytes >= self._due_bytes or self._size_bytes() > self._max_wal_bytes
