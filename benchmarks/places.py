@@ -87,7 +87,7 @@ _SQLITE_ITEMS = """
     FROM agentmem_sessions CROSS JOIN positions WHERE session_key > :after ORDER BY session_key, position
 """
 _POSTGRES_SESSIONS = """
-    INSERT INTO {0}.agentmem_sessions (session_id, next_position)
+    INSERT INTO {0}.agentmem_sessions (session_id, length)
     SELECT 'other-' || lpad(number::text, 7, '0'), $3 FROM generate_series($1::int, $2::int) AS number
 """
 _POSTGRES_ITEMS = """

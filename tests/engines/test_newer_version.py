@@ -149,4 +149,4 @@ async def test_a_write_that_waits_for_the_upgrade_of_a_schema_is_refused_when_it
             with pytest.raises(SchemaVersionError, match=NEWER):
                 await call
             assert await other.fetchval("SELECT count(*) FROM agentmem.agentmem_items") == 1
-            assert await other.fetchval("SELECT next_position FROM agentmem.agentmem_sessions") == 1
+            assert await other.fetchval("SELECT length FROM agentmem.agentmem_sessions") == 1

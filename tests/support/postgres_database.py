@@ -50,7 +50,7 @@ class PostgresDatabase:
             return {}
         table = '"' + schema.replace('"', '""') + '".agentmem_'
         rows = self.sql(f"""
-            SELECT json_build_array(session_id, next_position, position, item)
+            SELECT json_build_array(session_id, length, position, item)
             FROM {table}sessions FULL JOIN {table}items USING (session_id) ORDER BY session_id, position
         """)
         found: dict[str, list[Item]] = {}

@@ -55,3 +55,14 @@ async def _walk(connection: BoundedConnection, statements: Statements, feeder: F
         if items:
             session_id, position = items[-1][0], items[-1][1]
     feed.finish()
+    await _look_for_lost_notes(connection, statements, checker)
+
+
+async def _look_for_lost_notes(connection: BoundedConnection, statements: Statements, checker: Checker) -> None:
+    """Tell `checker` of the sessions that have notes and do not exist. Locks are kept apart from sessions: they may
+    stand without one."""
+    after = ""
+    while found := await connection.fetch(statements.page_of_lost_notes, after, PAGE_ROWS):
+        for (session_id,) in found:
+            checker.add_damage(f"notes of session {session_id[:80]!r}, which does not exist")
+        after = found[-1][0]

@@ -35,22 +35,25 @@ _BEGIN = f"""
 _APPEND = f"""
     WITH claimed AS ({_CLAIM}),
     ends AS (
-        INSERT INTO agentmem.agentmem_sessions AS s (session_id, next_position)
+        INSERT INTO agentmem.agentmem_sessions AS s (session_id, length)
         SELECT session_id, size FROM claimed, unnest($6::text[], $7::text::bigint[]) AS wanted (session_id, size)
         ORDER BY session_id COLLATE "C"
         ON CONFLICT (session_id)
-            DO UPDATE SET next_position = s.next_position + excluded.next_position, updated_at = now()
-        RETURNING s.session_id, s.next_position
+            DO UPDATE SET length = s.length + excluded.length, updated_at = now(), stored_at = now()
+        RETURNING s.session_id, s.length
     ),
     added AS (
         INSERT INTO agentmem.agentmem_items (session_id, position, item)
-        SELECT session_id, next_position - before_end, item
-        FROM ends JOIN unnest($8::text[], $9::text::bigint[], $10::text[]) AS row (session_id, before_end, item)
-            USING (session_id)
+        SELECT session_id, length - before_end, item
+        FROM ends JOIN unnest($8::text[], $9::text::bigint[], $10::text[]) WITH ORDINALITY
+            AS row (session_id, before_end, item, place) USING (session_id)
+        ORDER BY place
     )
     SELECT version FROM agentmem.agentmem_schema
 """  # noqa: S608  made of the constants above
-"""Append rows to any number of sessions, and return the version of the tables. Writes nothing where that is newer."""
+"""Append rows to any number of sessions, and return the version of the tables. Writes nothing where that is newer.
+
+Sequences are issued in the order of the rows: unsorted, the join may return a session's rows in any order."""
 
 _FORGET_OLD_WRITERS = """
     WITH looked_at AS (
@@ -91,26 +94,33 @@ _HELD = """
 """Which of these sessions other connections hold. A session that another connection is just creating is not seen."""
 
 _CUT = """
-    WITH removed AS (DELETE FROM agentmem.agentmem_items WHERE session_id = $1 AND position >= $2)
-    UPDATE agentmem.agentmem_sessions SET next_position = $2, updated_at = now() WHERE session_id = $1
+    WITH removed AS (DELETE FROM agentmem.agentmem_items WHERE session_id = $1 AND position >= $2),
+    forgotten AS (DELETE FROM agentmem.agentmem_notes WHERE session_id = $1 AND position >= $2 AND kind <> 'key')
+    UPDATE agentmem.agentmem_sessions SET length = $2, edits = edits + 1, updated_at = now(), stored_at = now()
+    WHERE session_id = $1
 """
+"""Remove a session's items from a position on, and the notes about them. The keys of appends stay: an append that is
+repeated after its items were removed must not add them again."""
 
 _CLEAR = """
-    WITH removed AS (DELETE FROM agentmem.agentmem_items WHERE session_id = ANY($1::text[]))
+    WITH removed AS (DELETE FROM agentmem.agentmem_items WHERE session_id = ANY($1::text[])),
+    forgotten AS (DELETE FROM agentmem.agentmem_notes WHERE session_id = ANY($1::text[])),
+    unlocked AS (DELETE FROM agentmem.agentmem_locks WHERE session_id = ANY($1::text[]))
     DELETE FROM agentmem.agentmem_sessions WHERE session_id = ANY($1::text[])
 """
 
-# One row for each reading: a row costs the event loop as much as decoding its items does.
+# One row for each reading: a row costs the event loop as much as decoding its items does. Erased items, whose text is
+# empty, are passed over: they would be holes between the commas, and are not counted.
 _NEWEST_JOINED = """
-    SELECT CASE WHEN size <= $3 THEN convert_to(texts, 'UTF8') END, count, oldest,
-        (SELECT version FROM agentmem.agentmem_schema)
-    FROM unnest($1::text[], $2::text::bigint[]) WITH ORDINALITY AS wanted (id, max_count, place),
+    SELECT version, CASE WHEN size <= $3 THEN convert_to(texts, 'UTF8') END, count, oldest
+    FROM agentmem.agentmem_schema,
+        unnest($1::text[], $2::text::bigint[]) WITH ORDINALITY AS wanted (id, max_count, place),
         LATERAL (
             SELECT
                 string_agg(item, ',' ORDER BY position DESC) AS texts, sum(octet_length(item)) AS size,
                 count(*) AS count, min(position) AS oldest
             FROM (
-                SELECT position, item FROM agentmem.agentmem_items WHERE session_id = id
+                SELECT position, item FROM agentmem.agentmem_items WHERE session_id = id AND item <> ''
                 ORDER BY position DESC LIMIT max_count
             ) AS newest
         ) AS joined
@@ -128,7 +138,8 @@ _ROWS_BELOW = """
     FROM (
         SELECT position, item, sum(octet_length(item)) OVER (ORDER BY position DESC) - octet_length(item) AS before
         FROM (
-            SELECT position, item FROM agentmem.agentmem_items WHERE session_id = $1 AND position < $2
+            SELECT position, item FROM agentmem.agentmem_items
+            WHERE session_id = $1 AND position < $2 AND item <> ''
             ORDER BY position DESC LIMIT $3
         ) AS slice
     ) AS measured
@@ -148,13 +159,13 @@ _ROWS_FROM = """
 """
 
 _SESSIONS = """
-    SELECT session_id, next_position FROM agentmem.agentmem_sessions WHERE session_id > $1 ORDER BY session_id LIMIT $2
+    SELECT session_id, length FROM agentmem.agentmem_sessions WHERE session_id > $1 ORDER BY session_id LIMIT $2
 """
 
-_COUNT_ITEMS = "SELECT sum(next_position)::bigint FROM agentmem.agentmem_sessions"
+_COUNT_ITEMS = "SELECT sum(length - first_position)::bigint FROM agentmem.agentmem_sessions"
 
 _PAGE_OF_SESSIONS = """
-    SELECT session_id, next_position FROM agentmem.agentmem_sessions
+    SELECT session_id, length FROM agentmem.agentmem_sessions
     WHERE session_id > $1 AND ($2::text IS NULL OR session_id <= $2) ORDER BY session_id LIMIT $3
 """
 
@@ -170,6 +181,14 @@ _PAGE_OF_ITEMS = """
         ) AS slice
     ) AS measured
     WHERE before < $4 ORDER BY session_id, position
+"""
+
+
+# One for each session that the notes speak of and that does not exist.
+_PAGE_OF_LOST_NOTES = """
+    SELECT DISTINCT session_id FROM agentmem.agentmem_notes AS n
+    WHERE session_id > $1 AND NOT EXISTS (SELECT FROM agentmem.agentmem_sessions AS s WHERE s.session_id = n.session_id)
+    ORDER BY session_id LIMIT $2
 """
 
 
@@ -196,6 +215,7 @@ class Statements:
         self.count_items = self.in_schema(_COUNT_ITEMS)
         self.page_of_sessions = self.in_schema(_PAGE_OF_SESSIONS)
         self.page_of_items = self.in_schema(_PAGE_OF_ITEMS)
+        self.page_of_lost_notes = self.in_schema(_PAGE_OF_LOST_NOTES)
 
     def in_schema(self, sql: str) -> str:
         """SQL that names the tables as ``agentmem.agentmem_…``, with the schema's own name."""
