@@ -55,7 +55,7 @@ class PostgresDatabase:
         """)
         found: dict[str, list[Item]] = {}
         ends: dict[str, int] = {}
-        for session_id, ends[session_id], position, item in map(json.loads, rows.splitlines()):
+        for session_id, ends[session_id], position, item in map(json.loads, filter(None, rows.split("\n"))):
             items = found.setdefault(session_id, [])
             if item is not None:
                 assert position == len(items), f"a gap or a double in {session_id}"

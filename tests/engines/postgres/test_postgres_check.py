@@ -94,7 +94,7 @@ def lines(report: CheckReport) -> list[str]:
             [f"items of session 'user_{number}', which does not exist" for number in range(3)],
         ),
         (
-            "INSERT INTO agentmem_notes SELECT 'gone_' || n % 3, 'usage', n, NULL, '{}' FROM generate_series(1, 9) AS n;"
+            "INSERT INTO agentmem_notes SELECT 'gone_' || n % 3, 'usage', n, 0, '{}' FROM generate_series(1, 9) AS n;"
             "INSERT INTO agentmem_notes VALUES ('user_1', 'usage', '1', 0, '{}')",
             [f"notes of session 'gone_{number}', which does not exist" for number in range(3)],
         ),

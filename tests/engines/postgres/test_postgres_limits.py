@@ -35,9 +35,7 @@ async def test_a_clear_of_many_leaves_alone_what_others_make_at_that_moment(post
             async with AsyncSessionStore(postgres.url) as other:
                 await other.session("new").add_items([ONE])
             async with connected(postgres) as connection, connection.transaction():  # an append that is under way
-                await connection.execute(
-                    "UPDATE agentmem.agentmem_sessions SET length = 2 WHERE session_id = 'new'"
-                )
+                await connection.execute("UPDATE agentmem.agentmem_sessions SET length = 2 WHERE session_id = 'new'")
                 await connection.execute(
                     "INSERT INTO agentmem.agentmem_items (session_id, position, item) VALUES ('new', 1, '{}')"
                 )
