@@ -4,12 +4,13 @@ A newer agentmem may upgrade them while this one is connected. So each statement
 written where it is newer, and nothing that was read is returned. An upgrade first locks ``agentmem_schema``, so that no
 statement of an older agentmem is under way beside it.
 
-``sequence`` is issued before the commit, so a smaller one may appear later. Nothing has to be stored for who asks what
-is new since: where H is a sequence that was seen, and X is the ``pg_snapshot_xmax`` of a later snapshot, all sequences
-up to H belong to transactions below X, because a write gets its transaction id, when it claims its number, before its
-sequences. So in any snapshot whose ``pg_snapshot_xmin`` is X or more, the rows up to H are complete. A column with the
-transaction id instead would not be enough: of two transactions that are under way, the younger one may have the smaller
-sequence, and commit last. It would also be wrong after a restore into another server, which counts from elsewhere.
+``sequence`` is issued before the commit, so a smaller one may appear later than a larger one. Nothing has to be stored
+for who asks what is new since. A write locks ``agentmem_items`` before its sequences are issued, and until its commit is
+seen by all. So one asks, one after the other: for the largest sequence; for the transactions that hold such a lock
+(``RowExclusiveLock`` in ``pg_locks``); and, once none of these holds it any more, for the rows up to that sequence,
+which are complete. Transaction ids do not tell it. Of two writes that are under way, the younger one may have the
+smaller sequence and commit last. ``pg_snapshot_xmax`` may be below the id of a write that is under way, and
+``pg_snapshot_xmin`` waits for the writes to all databases of the server. A stored id means nothing after a restore.
 """
 
 from __future__ import annotations

@@ -370,6 +370,19 @@ async def test_an_upgrade_waits_for_a_write_of_an_older_agentmem_and_loses_nothi
     assert arrival(old)[-1] == "late 0"
 
 
+async def test_a_read_that_began_before_the_upgrade_and_goes_on_after_it_misses_no_row(old: PostgresDatabase) -> None:
+    reader = await asyncpg.connect(old.url)
+    await reader.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT")  # its snapshot is taken, and no lock
+    await upgrade(old)
+    read = await reader.fetch("SELECT session_id, position, created_at, item FROM agentmem.agentmem_items")
+    sessions = await reader.fetchval("SELECT count(*) FROM agentmem.agentmem_sessions")
+    await reader.close()
+    kept_sessions, kept_items = kept()
+    assert sessions == len(kept_sessions)
+    expected = {(item.session_id, item.position, item.created_at, json.dumps(item.item)) for item in kept_items}
+    assert {(*row[:3], json.dumps(json.loads(row[3]))) for row in read} == expected
+
+
 # Rights
 
 
