@@ -5,11 +5,11 @@ written where it is newer, and nothing that was read is returned. An upgrade fir
 statement of an older agentmem is under way beside it.
 
 ``sequence`` is issued before the commit, so a smaller one may appear later than a larger one. Nothing has to be stored
-for who asks what is new since. A write locks ``agentmem_items`` before its sequences are issued, and until its commit is
-seen by all. So one asks, one after the other: for the largest sequence; for the transactions that hold such a lock
-(``RowExclusiveLock`` in ``pg_locks``); and, once none of these holds it any more, for the rows up to that sequence,
-which are complete. Transaction ids do not tell it. Of two writes that are under way, the younger one may have the
-smaller sequence and commit last. ``pg_snapshot_xmax`` may be below the id of a write that is under way, and
+for who asks what is new since. A write locks ``agentmem_items`` before its sequences are issued, and holds that until
+all see its commit. So one asks, one after the other: for the largest sequence; for the transactions that hold such a
+lock (``RowExclusiveLock`` in ``pg_locks``); and, once none of these holds it any more, for the rows up to that
+sequence, which are complete. Transaction ids do not tell it. Of two writes that are under way, the younger one may have
+the smaller sequence and commit last. ``pg_snapshot_xmax`` may be below the id of a write that is under way, and
 ``pg_snapshot_xmin`` waits for the writes to all databases of the server. A stored id means nothing after a restore.
 """
 

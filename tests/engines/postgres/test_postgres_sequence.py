@@ -20,7 +20,11 @@ pytestmark = pytest.mark.anyio
 ONE: Item = {"role": "user", "content": "one"}
 
 
-async def test_items_of_a_session_have_sequences_in_the_order_of_their_positions(database: PostgresDatabase) -> None:
+@pytest.mark.parametrize("plan", ["force_custom_plan", "force_generic_plan"])
+async def test_items_of_a_session_have_sequences_in_the_order_of_their_positions(
+    database: PostgresDatabase, plan: str
+) -> None:
+    database.sql(f"ALTER ROLE agentmem IN DATABASE {database.name} SET plan_cache_mode = {plan}")
     async with AsyncSessionStore(database.url) as store:
         await store.open()
         for _ in range(3):
