@@ -430,7 +430,7 @@ _MANY = """
     INSERT INTO agentmem.agentmem_sessions SELECT 'user ' || n, 2 FROM generate_series(1, 1000000) AS n;
     INSERT INTO agentmem.agentmem_items
     SELECT 'user ' || n, position, now() + (n * 7919 % 1000003 * 2 + position) * interval '1 second', repeat('x', 300)
-    FROM generate_series(1, 1000000) AS n, generate_series(1, 0, -1) AS position
+    FROM generate_series(1, 1000000::bigint) AS n, generate_series(1, 0, -1) AS position
 """
 
 
