@@ -57,9 +57,9 @@ _ADD_ITEMS = "INSERT INTO agentmem_items (session_key, position, created_at, ite
 _SET_LENGTH = "UPDATE agentmem_sessions SET length = ?, updated_at = ?, stored_at = ? WHERE session_key = ?"
 _CUT = "UPDATE agentmem_sessions SET length = ?, updated_at = ?, stored_at = ?, edits = edits + 1 WHERE session_key = ?"
 
-CLEARED_AT_ONCE = 512
-"""How many items a session may have whose clear removes them all in its transaction. What more it has goes in slices;
-see ``removal``."""
+CLEARED_AT_ONCE = 256
+"""How many items a session may have whose clear removes them all in its transaction. Those of a longer one go in slices
+of as many; see ``removal``, also for what this number comes from."""
 
 
 def append_all(raw: sqlite3.Connection, appends: Sequence[Append], now: int) -> None:

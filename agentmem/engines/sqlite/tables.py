@@ -50,6 +50,8 @@ _TABLES = (
         item TEXT NOT NULL  -- JSON; '' where the item was erased
     )
     """,
+    # Its rows, too, are in the order of arrival: where 64 sessions noted a key with each append, a note took 4.3 kB of
+    # WAL, and 6.0 kB WITHOUT ROWID.
     """
     CREATE TABLE agentmem_notes (  -- what is derived from a session or said about it
         session_key INTEGER NOT NULL,
@@ -58,7 +60,7 @@ _TABLES = (
         position INTEGER,  -- of what it speaks; it goes with that
         value TEXT NOT NULL,  -- JSON
         PRIMARY KEY (session_key, kind, name)
-    ) WITHOUT ROWID
+    )
     """,
     """
     CREATE TABLE agentmem_locks (  -- of runs; a session need not exist

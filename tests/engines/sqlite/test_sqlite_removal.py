@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -277,6 +278,21 @@ async def test_nothing_is_removed_from_a_file_that_has_changed_under_the_connect
         assert await connection.call(partial(_fetch, count)) == (1,)
     if not path.exists():
         path.with_name("moved.db").rename(path)
+
+
+async def test_nothing_is_removed_where_an_upgrade_comes_just_before_the_transaction(
+    path: Path, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def upgrade_before(raw: sqlite3.Connection) -> int | None:
+        monkeypatch.undo()
+        _upgrade(path)
+        return removal._next_key(raw)
+
+    monkeypatch.setattr(removal, "_next_key", upgrade_before)
+    removals = Removals(str(path))
+    await connection.call(removals.run)
+    assert not removals.is_due()
+    assert left(path) == (1, MANY, 0)
 
 
 class _Counting:
