@@ -71,6 +71,10 @@ _STEPS = (
         WHERE forked_from IS NOT NULL;
 
     ALTER TABLE agentmem.agentmem_items ADD sequence bigint;
+    -- A merge join updates the rows as they lie in the table. In another order, each page is written to the WAL again
+    -- and again: for 2,000,000 items in the order of their sequences, 13 GB in 75 s, against 2.8 GB in 51 s.
+    SET LOCAL enable_hashjoin = off;
+    SET LOCAL enable_nestloop = off;
     UPDATE agentmem.agentmem_items AS i SET sequence = numbered.sequence
     FROM (
         SELECT place, row_number() OVER (ORDER BY arrived_at, session_id, position) AS sequence
@@ -83,6 +87,8 @@ _STEPS = (
         ) AS arrived
     ) AS numbered
     WHERE i.ctid = place;
+    SET LOCAL enable_hashjoin = on;
+    SET LOCAL enable_nestloop = on;
     ALTER TABLE agentmem.agentmem_items
         ALTER sequence SET NOT NULL, ALTER sequence ADD GENERATED ALWAYS AS IDENTITY (CACHE 1);
     SELECT setval(pg_get_serial_sequence(tableoid::regclass::text, 'sequence'), sequence)
@@ -193,15 +199,17 @@ class Schema:
                 pass
         return error
 
-    async def require_tables(self, connection: BoundedConnection) -> None:
-        """Do nothing where there are tables of agentmem's.
+    async def require_tables(self, connection: BoundedConnection) -> int:
+        """The version of the tables, which may be an older one: this upgrades nothing.
 
         Raises:
             StorageError: there are none.
             SchemaVersionError: their version is newer than this agentmem.
         """
-        if not await self.version(connection):
+        version = await self.version(connection)
+        if not version:
             raise StorageError(f"{self._database.name} holds no sessions of agentmem's; check the URL and the schema")
+        return version
 
     async def create_or_upgrade(self, connection: BoundedConnection) -> None:
         """Bring the tables to the newest version, in one transaction, while other processes wait.

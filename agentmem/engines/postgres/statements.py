@@ -8,6 +8,7 @@ No statement leaves a setting behind on its connection, so that PgBouncer may gi
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 LAST_POSITION = 2**63 - 1
 """The largest ``bigint``; above every position."""
@@ -196,6 +197,21 @@ _PAGE_OF_LOST_NOTES = """
 """
 
 
+class CheckStatements(NamedTuple):
+    """The SQL of a check.
+
+    Attributes:
+        count_items: how many items there should be.
+        page_of_sessions, page_of_items: the next ones.
+        page_of_lost_notes: the next sessions that notes speak of and that do not exist; None where there are no notes.
+    """
+
+    count_items: str
+    page_of_sessions: str
+    page_of_items: str
+    page_of_lost_notes: str | None
+
+
 class Statements:
     """The SQL of all reads and writes, on the tables in one schema."""
 
@@ -215,11 +231,19 @@ class Statements:
         self.rows_below = self.in_schema(_WITH_VERSION % (_ROWS_BELOW, "position DESC"))
         self.rows_from = self.in_schema(_WITH_VERSION % (_ROWS_FROM, "position"))
         self.sessions = self.in_schema(_WITH_VERSION % (_SESSIONS, "session_id"))
-        # A check
-        self.count_items = self.in_schema(_COUNT_ITEMS)
-        self.page_of_sessions = self.in_schema(_PAGE_OF_SESSIONS)
-        self.page_of_items = self.in_schema(_PAGE_OF_ITEMS)
-        self.page_of_lost_notes = self.in_schema(_PAGE_OF_LOST_NOTES)
+
+    def of_check(self, version: int) -> CheckStatements:
+        """The statements of a check, for tables of this version."""
+        count_items, page_of_sessions = _COUNT_ITEMS, _PAGE_OF_SESSIONS
+        if version == 1:
+            count_items = "SELECT sum(next_position)::bigint FROM agentmem.agentmem_sessions"
+            page_of_sessions = _PAGE_OF_SESSIONS.replace("length", "next_position")
+        return CheckStatements(
+            self.in_schema(count_items),
+            self.in_schema(page_of_sessions),
+            self.in_schema(_PAGE_OF_ITEMS),
+            None if version == 1 else self.in_schema(_PAGE_OF_LOST_NOTES),
+        )
 
     def in_schema(self, sql: str) -> str:
         """SQL that names the tables as ``agentmem.agentmem_…``, with the schema's own name."""

@@ -153,6 +153,19 @@ async def test_every_session_of_version_1_is_read_and_gone_on_with(old: Postgres
     assert report.problems == ()
 
 
+async def test_a_check_of_version_1_upgrades_nothing_and_finds_what_is_wrong(old: PostgresDatabase) -> None:
+    sessions, items = kept()
+    before = dump(old)
+    store = AsyncSessionStore(old.url)
+    report = await store.check()
+    assert (report.sessions, report.items, report.problems) == (len(sessions), len(items), ())
+    assert dump(old) == before
+    old.sql("UPDATE agentmem.agentmem_sessions SET next_position = 21 WHERE session_id = 'plain'")
+    assert [str(problem) for problem in (await store.check()).problems] == ["session 'plain', position 20: missing"]
+    assert version(old) == 1
+    await store.close()
+
+
 async def test_what_arrives_after_the_upgrade_comes_after_all_that_was_there(old: PostgresDatabase) -> None:
     _, items = kept()
     async with AsyncSessionStore(old.url) as store:

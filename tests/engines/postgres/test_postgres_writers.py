@@ -112,10 +112,10 @@ async def test_numbers_of_a_schema_that_a_newer_agentmem_has_upgraded_stay_as_th
 ) -> None:
     async with AsyncSessionStore(postgres.url) as store:
         await store.session("user_1").add_items(numbered(0))
-        postgres.sql("UPDATE agentmem.agentmem_schema SET version = 2")
+        postgres.sql("UPDATE agentmem.agentmem_schema SET version = version + 1")
         before = writers(postgres)
     assert (before, writers(postgres)) == (1, 1)
-    postgres.sql("UPDATE agentmem.agentmem_schema SET version = 1")
+    postgres.sql("UPDATE agentmem.agentmem_schema SET version = version - 1")
     assert stored(postgres, "user_1") == numbered(0)
 
 
