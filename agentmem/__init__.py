@@ -5,7 +5,8 @@ The classes for async and for sync code::
     async       AsyncSQLiteSession, AsyncPostgresSession   AsyncSessionStore   Runner.run, Runner.run_streamed
     sync        SQLiteSession, PostgresSession             SessionStore        Runner.run_sync
 
-``async_restore`` and ``restore`` put a backup in a database's place; ``message_text`` gives the text of an item.
+``async_restore`` and ``restore`` put a backup in a database's place, ``async_upgrade`` and ``upgrade`` bring one of an
+older version to this one; ``message_text`` gives the text of an item.
 
 Their docstrings say what each does and raises; the README has the promises. ``agentmem.errors`` has every error, and
 ``agentmem.__version__`` the version.
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
     from .runner import Agent, RunConfig, RunContext, Runner, RunResult, RunStream, TextDelta, function_tool
     from .session import AsyncPostgresSession, AsyncSession, AsyncSQLiteSession
     from .store import AsyncSessionStore
-    from .sync import PostgresSession, Session, SessionStore, SQLiteSession, restore
+    from .sync import PostgresSession, Session, SessionStore, SQLiteSession, restore, upgrade
+    from .upgrading import async_upgrade
     from .version import __version__ as __version__
 
 _NAMES_OF_MODULES = {
@@ -38,7 +40,8 @@ _NAMES_OF_MODULES = {
     "runner": ("Agent", "RunConfig", "RunContext", "RunResult", "RunStream", "Runner", "TextDelta", "function_tool"),
     "session": ("AsyncPostgresSession", "AsyncSQLiteSession", "AsyncSession"),
     "store": ("AsyncSessionStore",),
-    "sync": ("PostgresSession", "SQLiteSession", "Session", "SessionStore", "restore"),
+    "sync": ("PostgresSession", "SQLiteSession", "Session", "SessionStore", "restore", "upgrade"),
+    "upgrading": ("async_upgrade",),
     "version": ("__version__",),
 }
 _MODULES = {"errors", "items", "runner"}
@@ -63,9 +66,11 @@ __all__ = [
     "SessionStore",
     "TextDelta",
     "async_restore",
+    "async_upgrade",
     "function_tool",
     "message_text",
     "restore",
+    "upgrade",
 ]
 
 

@@ -1,8 +1,8 @@
 """Checks whether the sessions of a database are whole: an engine feeds rows in, and a report comes out. No I/O here.
 
 Rules of a whole session: its positions go from 0 to its length without a gap, no row is at or above its length, and
-each row is the JSON text of an object. The report keeps a bounded number of problems, so that a database of any size
-can be checked.
+each row is the JSON text of an object, or empty where its item was erased. The report keeps a bounded number of
+problems, so that a database of any size can be checked.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from .items import decode_item
+from .items import ERASED, decode_item
 
 MAX_PROBLEMS = 100
 """How many problems a report describes; the others are only counted."""
@@ -19,6 +19,8 @@ Progress = Callable[[int, int], None]
 """A function that is called from time to time with the number of items that are done, and about how many there are."""
 
 _PROGRESS_EVERY_ITEMS = 1024
+
+_ERASED = ERASED.encode()
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class CheckReport:
 
     Attributes:
         sessions: the number of sessions that were found, whole or not.
-        items: the number of items that were found, whole or not.
+        items: the number of items that were found, whole or not; erased ones are not counted.
         problem_count: the number of problems. Of the damage that SQLite's own integrity check finds, only as much is
             counted as it lists.
         problems: the first 100 problems.
@@ -69,7 +71,7 @@ class Checker:
     def __init__(self, progress: Progress | None = None) -> None:
         self._progress = progress
         self._expected_items = 0
-        self._sessions = self._items = self._problem_count = 0
+        self._sessions = self._rows = self._items = self._problem_count = 0
         self._problems: list[Problem] = []
         # Of the session that is being fed:
         self._session_id: str | None = None
@@ -105,7 +107,10 @@ class Checker:
         self._next_position = position + 1
         if self._first_above_length is None and self._length is not None and position >= self._length:
             self._first_above_length = position
-        self.count_item()
+        is_erased = data == _ERASED
+        self.count_item(is_erased=is_erased)
+        if is_erased:
+            return
         try:
             decode_item(data)
         except ValueError as error:
@@ -132,15 +137,16 @@ class Checker:
             what = f"not below the session's next position, {self._length}{rows}"
             self._add_problem(Problem(what, self._session_id, self._first_above_length))
 
-    def count_item(self) -> None:
-        """Count an item without checking it."""
-        self._items += 1
-        if self._items % _PROGRESS_EVERY_ITEMS == 0:
+    def count_item(self, *, is_erased: bool = False) -> None:
+        """Count an item's row without checking it."""
+        self._rows += 1
+        self._items += not is_erased
+        if self._rows % _PROGRESS_EVERY_ITEMS == 0:
             self._report_progress()
 
     def report(self) -> CheckReport:
         """Return what was found."""
-        self._expected_items = self._items
+        self._expected_items = self._rows
         self._report_progress()
         return CheckReport(self._sessions, self._items, self._problem_count, tuple(self._problems))
 
@@ -157,7 +163,7 @@ class Checker:
 
     def _report_progress(self) -> None:
         if self._progress is not None:
-            self._progress(self._items, max(self._items, self._expected_items))
+            self._progress(self._rows, max(self._rows, self._expected_items))
 
 
 class SortedFeed:

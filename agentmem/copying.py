@@ -7,7 +7,8 @@ Rules:
   each session of the target is such a beginning whenever the copy ends, and the next run continues from there.
 - A problem of one session does not end the copy of the others. An error that concerns all of them (a lost database, a
   full disk) ends the copy, and so does what the caller's `progress` raises. Both are raised as they are.
-- A row that is corrupt in the source is copied as it is, and named: nobody may take the copy for whole.
+- A row that is corrupt in the source is copied as it is, and named: nobody may take the copy for whole. The row of an
+  erased item is copied as it is, too, and is nothing to name.
 - Many sessions are copied at once, so that their writes share commits. Each is copied in slices, so that a session of
   any length needs only the memory of a slice.
 
@@ -29,7 +30,7 @@ from .calling_thread import calling_thread
 from .checking import MAX_PROBLEMS, Problem, Progress
 from .engines.base import Engine
 from .errors import StorageCorruptError
-from .items import decode_item, decode_joined
+from .items import ERASED, decode_item, decode_joined
 from .reading import SLICE_ROWS, Row
 
 SESSIONS_AT_ONCE = 64
@@ -369,10 +370,13 @@ def _decode_texts(rows: Sequence[Row]) -> list[str]:
 
 def _find_corrupt(rows: Sequence[Row], texts: Sequence[str]) -> list[tuple[int, str]]:
     """Return the position of each row that is not an item's JSON, and why."""
-    if decode_joined(b",".join(data for _, data in rows), len(rows)) is not None:
+    whole = [data for _, data in rows if data]
+    if decode_joined(b",".join(whole), len(whole)) is not None:
         return []
     corrupt = []
     for (position, _), text in zip(rows, texts, strict=True):
+        if text == ERASED:
+            continue
         try:
             decode_item(text)
         except ValueError as error:

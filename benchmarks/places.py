@@ -71,22 +71,23 @@ class Place:
 
 # Straight into the engines' tables: by their own calls a million sessions would take minutes.
 _SQLITE_SESSIONS = """
-    INSERT INTO agentmem_sessions (session_id, next_position, created_at, updated_at)
+    INSERT INTO agentmem_sessions (session_id, length, updated_at, stored_at, created_at)
     WITH RECURSIVE counted (number, place) AS (
         SELECT :first, 1 UNION ALL SELECT number + 1, place + 1 FROM counted WHERE place < :count
     )
-    SELECT printf('other-%07d', number), :length, strftime('%s'), strftime('%s') FROM counted
+    SELECT printf('other-%07d', number), :length, now, now, now
+    FROM counted, (SELECT strftime('%s') * 1000000 AS now)
 """
 _SQLITE_ITEMS = """
-    INSERT INTO agentmem_items (item_key, created_at, item)
+    INSERT INTO agentmem_items (session_key, position, created_at, item)
     WITH RECURSIVE positions (position) AS (
         SELECT 0 UNION ALL SELECT position + 1 FROM positions WHERE position < :length - 1
     )
-    SELECT session_key << 32 | position, created_at, iif(position % 2, :odd, :even)
+    SELECT session_key, position, created_at, iif(position % 2, :odd, :even)
     FROM agentmem_sessions CROSS JOIN positions WHERE session_key > :after ORDER BY session_key, position
 """
 _POSTGRES_SESSIONS = """
-    INSERT INTO {0}.agentmem_sessions (session_id, next_position)
+    INSERT INTO {0}.agentmem_sessions (session_id, length)
     SELECT 'other-' || lpad(number::text, 7, '0'), $3 FROM generate_series($1::int, $2::int) AS number
 """
 _POSTGRES_ITEMS = """

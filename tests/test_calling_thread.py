@@ -127,7 +127,7 @@ def test_a_corrupt_row_is_warned_of_once_where_rows_are_read_again_for_the_windo
     with SQLiteSession(path, session_id="user_123", settings=settings) as session:
         session.add_items([ONE] * 200)
         with closing(sqlite3.connect(path)) as other, other:
-            other.execute("UPDATE agentmem_items SET item = 'x' WHERE item_key & 0xFFFFFFFF = 199")
+            other.execute("UPDATE agentmem_items SET item = 'x' WHERE position = 199")
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             assert len(session.get_items()) == 100

@@ -61,7 +61,7 @@ def test_a_session_is_whole_just_if_its_positions_are_those_below_its_end(end: i
     assert (checked(end, sorted(positions)).problem_count == 0) == (positions == set(range(end)))
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"[1]", b"null", b"17", b"\xff\x00", b'{"a": NaN}', b"\x1b[31m{\n"])
+@pytest.mark.parametrize("data", [b"{", b"[1]", b"null", b"17", b"\xff\x00", b'{"a": NaN}', b"\x1b[31m{\n"])
 def test_a_row_that_cannot_be_read_is_named_in_one_line_and_counts_as_there(data: bytes) -> None:
     report = checked(1, [0], data=data)
     (line,) = said(report)
@@ -69,6 +69,18 @@ def test_a_row_that_cannot_be_read_is_named_in_one_line_and_counts_as_there(data
     assert line.isprintable()
     assert report.problems[0].session_id == "user_123"
     assert report.problems[0].position == 0
+
+
+def test_the_row_of_an_erased_item_is_whole_and_counts_as_no_item() -> None:
+    told: list[tuple[int, int]] = []
+    checker = Checker(lambda done, of: told.append((done, of)))
+    checker.begin_session("user_123", 4)
+    for position, data in enumerate([b"", ITEM, b""]):
+        checker.add_row(position, data)
+    checker.end_session()
+    report = checker.report()
+    assert said(report) == ["session 'user_123', position 3: missing"]
+    assert (report.items, told[-1]) == (1, (3, 3))
 
 
 def test_a_session_id_is_shown_short_and_harmless_and_kept_whole() -> None:

@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 
 import click
 import pytest
+import version_1
 from click.testing import CliRunner
 from exhaustive import cases, exhaustive
 from responses_server import ResponsesServer, message
@@ -522,7 +523,7 @@ def test_check_names_each_problem_in_a_line_and_exits_with_1(tmp_path: Path) -> 
     with SQLiteSession(tmp_path / "app.db", session_id="user [red]\n") as session:
         session.add_items([{"role": "user", "content": "one"}] * 6)
     with closing(sqlite3.connect(tmp_path / "app.db")) as connection, connection:
-        connection.execute("DELETE FROM agentmem_items WHERE item_key & 0xFFFFFFFF = 2")
+        connection.execute("DELETE FROM agentmem_items WHERE position = 2")
     one = agentmem(tmp_path, "check", "app.db")
     assert (one.code, one.stderr) == (1, "")
     assert one.stdout.splitlines() == [
@@ -530,7 +531,7 @@ def test_check_names_each_problem_in_a_line_and_exits_with_1(tmp_path: Path) -> 
         "5 items of 1 sessions in app.db: 1 problem.",
     ]
     with closing(sqlite3.connect(tmp_path / "app.db")) as connection, connection:
-        connection.execute("UPDATE agentmem_items SET item = '[1]' WHERE item_key & 0xFFFFFFFF = 4")
+        connection.execute("UPDATE agentmem_items SET item = '[1]' WHERE position = 4")
     assert agentmem(tmp_path, "check", "app.db").stdout.splitlines() == [
         r"session 'user [red]\n', position 2: missing",
         r"session 'user [red]\n', position 4: cannot be read: not a JSON object but list",
@@ -608,6 +609,22 @@ def test_restore_puts_a_backup_in_a_database_s_place_unless_somebody_has_it_open
     _failed_in_one_line(agentmem(tmp_path, "restore", "copy.db", "app.db"), "is not a database", code=1)
 
 
+# upgrade
+
+
+def test_upgrade_brings_a_file_of_an_older_version_to_this_one_unless_somebody_has_it_open(tmp_path: Path) -> None:
+    version_1.make(tmp_path / "app.db", [("default", 1.0, ['{"role":"user","content":"one"}'])])
+    with closing(sqlite3.connect(tmp_path / "app.db")) as other:
+        other.execute("SELECT * FROM agentmem_items").fetchall()
+        done = agentmem(tmp_path, "upgrade", "app.db")
+        _failed_in_one_line(done, "app.db is open in this program or in another, and was not replaced")
+    for _ in range(2):
+        assert succeeded(agentmem(tmp_path, "upgrade", "app.db")) == "app.db has the newest version.\n"
+    assert contents(tmp_path / "app.db") == ["one"]
+    assert {path.name for path in tmp_path.iterdir()} == {"app.db"}
+    _failed_in_one_line(agentmem(tmp_path, "upgrade", "no.db"), "there is no file", "no.db")
+
+
 # copy
 
 
@@ -664,7 +681,7 @@ def test_copy_names_each_session_that_it_did_not_copy_and_exits_with_1(tmp_path:
 def test_copy_names_an_item_that_cannot_be_read_copies_it_as_it_is_and_exits_with_1(tmp_path: Path) -> None:
     fill(tmp_path / "app.db", alice=3, bob=1)
     with closing(sqlite3.connect(tmp_path / "app.db")) as connection, connection:
-        connection.execute("UPDATE agentmem_items SET item = '[1]' WHERE item_key & 0xFFFFFFFF = 2")
+        connection.execute("UPDATE agentmem_items SET item = '[1]' WHERE position = 2")
     for copied in ("4 items copied", "0 items copied, 4 were there already"):
         done = agentmem(tmp_path, "copy", "app.db", "new.db")
         assert (done.code, done.stderr) == (1, "")

@@ -197,7 +197,7 @@ def run_row(path: str, name: str) -> None:
         async with AsyncSQLiteSession(path, session_id="user_123", settings=SessionSettings(limit=3)) as session:
             await session.add_items([ONE, ONE, ONE])
             with contextlib.closing(sqlite3.connect(path)) as other, other:
-                other.execute("UPDATE agentmem_items SET item = ? WHERE item_key & 0xFFFFFFFF = 1", (row,))
+                other.execute("UPDATE agentmem_items SET item = ? WHERE position = 1", (row,))
             for limit, length in ((None, 3), (3, 3), (2, 2)):
                 with warnings.catch_warnings(record=True) as caught:
                     warnings.simplefilter("always")

@@ -118,11 +118,12 @@ IN_A_WRITE = [
     "PRAGMA cache_size = 1",
     "BEGIN IMMEDIATE",
     "UPDATE agentmem_items SET item = item || ' '",
-    "UPDATE agentmem_sessions SET next_position = next_position + 50",
+    "UPDATE agentmem_sessions SET length = length + 50",
     """
     WITH RECURSIVE places(place) AS (SELECT 1 UNION ALL SELECT place + 1 FROM places WHERE place < 50)
-    INSERT INTO agentmem_items SELECT item_key + place, 0, '{"place": ' || place || ', "text": "' || hex(zeroblob(2000))
-    || '"}' FROM places, (SELECT max(item_key) AS item_key FROM agentmem_items)
+    INSERT INTO agentmem_items (session_key, position, created_at, item)
+    SELECT session_key, last + place, 0, '{"place": ' || place || ', "text": "' || hex(zeroblob(2000)) || '"}'
+    FROM places, (SELECT session_key, max(position) AS last FROM agentmem_items)
     """,
 ]
 

@@ -25,11 +25,15 @@ from strategies import (
 )
 
 from agentmem.items import Item, encode_item
-from agentmem.reading import SLICE_ROWS, HistoryReading, Row, TailReading, WindowReading
+from agentmem.reading import SLICE_ROWS, HistoryReading, PopReading, Row, TailReading, WindowReading
 from agentmem.replay import SessionSettings, find_window, replay_window
 
-CORRUPT: list[Any] = [b"", b"{", b"[1]", b"\xff\xfe", b'{"a":NaN}', b'{"a":1}x', b"null", None, 5, "text"]
+CORRUPT: list[Any] = [b"{", b"[1]", b"\xff\xfe", b'{"a":NaN}', b'{"a":1}x', b"null", None, 5, "text"]
 """What a damaged database may hold in place of an item; SQLite keeps any type in any column."""
+
+ERASED_ROW = b""
+NO_ITEMS = [ERASED_ROW, *CORRUPT]
+"""What may stand between the items of a session."""
 
 
 def rows_of(items: History) -> list[Row]:
@@ -62,10 +66,10 @@ def feed(reading: TailReading, rows: list[Row]) -> Fed:
 
 @st.composite
 def damaged(draw: st.DrawFn, items: History) -> list[Row]:
-    """The rows of a session, with corrupt ones anywhere among them."""
+    """The rows of a session, with corrupt and erased ones anywhere among them."""
     rows = [data for _, data in rows_of(items)]
     for place in draw(st.lists(st.integers(0, len(rows)), max_size=8)):
-        rows.insert(place, draw(st.sampled_from(CORRUPT)))
+        rows.insert(place, draw(st.sampled_from(NO_ITEMS)))
     return list(enumerate(rows))
 
 
@@ -128,6 +132,31 @@ def test_a_session_without_a_valid_row_is_read_to_its_beginning() -> None:
     assert (reading.oldest, reading.corrupt) == (None, list(range(len(rows)))[::-1])
 
 
+@pytest.mark.parametrize(
+    "reading",
+    [TailReading(20), HistoryReading(), WindowReading(SessionSettings(limit=20)), PopReading(())],
+    ids=lambda reading: type(reading).__name__,
+)
+def test_erased_rows_are_passed_over_without_a_word_and_end_nothing(reading: TailReading) -> None:
+    items = numbered([message("user"), message("assistant")])
+    rows = [(0, ERASED_ROW), (1, encode_item(items[0]).encode()), (2, ERASED_ROW), (3, encode_item(items[1]).encode())]
+    rows += [(position, ERASED_ROW) for position in range(4, 100)]
+    taken = items[-1:] if isinstance(reading, PopReading) else items
+    fed = feed(reading, rows)
+    assert (fed.items, reading.corrupt) == (taken, [])
+    assert reading.oldest == (3 if isinstance(reading, PopReading) else 1)
+    assert len(fed.slices) <= 8 or isinstance(reading, PopReading)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_joined_text_with_an_erased_row_in_it_is_not_enough(place: int) -> None:
+    texts = [encode_item(message("user")).encode()] * 2
+    texts.insert(place, ERASED_ROW)
+    reading = TailReading(3)
+    assert not reading.feed_joined(b",".join(texts), 3, 0)
+    assert feed(reading, list(enumerate(texts))).items == [message("user")] * 2
+
+
 def test_a_session_without_rows_has_no_items() -> None:
     for reading in (TailReading(None), TailReading(3), WindowReading(SessionSettings(limit=3))):
         assert feed(reading, []).items == []
@@ -180,7 +209,7 @@ def test_a_window_reads_less_than_twice_the_rows_that_tell(
 def needed_rows(rows: list[Row], settings: SessionSettings) -> int:
     """The smallest number of newest rows from which the window can be told."""
     for count in range(len(rows)):
-        items = [json.loads(data) for _, data in rows[len(rows) - count :] if data not in CORRUPT]
+        items = [json.loads(data) for _, data in rows[len(rows) - count :] if data not in NO_ITEMS]
         if find_window(items, settings, at_start=False) is not None:
             return count
     return len(rows)

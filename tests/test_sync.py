@@ -91,7 +91,7 @@ def test_every_async_class_that_agentmem_exports_has_its_sync_one() -> None:
 
 def test_every_async_function_that_agentmem_exports_has_its_sync_one() -> None:
     exported = {name for name in agentmem.__all__ if name.startswith("async_")}
-    assert exported == {"async_restore"}
+    assert exported == {"async_restore", "async_upgrade"}
     for name in exported:
         theirs, ours = getattr(agentmem, name), getattr(agentmem, name.removeprefix("async_"))
         assert inspect.iscoroutinefunction(theirs)

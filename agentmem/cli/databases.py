@@ -1,4 +1,4 @@
-"""Commands on a whole database: ``check``, ``backup``, ``restore``, ``copy``."""
+"""Commands on a whole database: ``check``, ``backup``, ``restore``, ``upgrade``, ``copy``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import click
 
 from ..sync import SessionStore
 from ..sync import restore as restore_backup
+from ..sync import upgrade as upgrade_database
 from .program import Command
 from .terminal import DatabasePath, database_name, end_with_report, progress_bar, write
 
@@ -47,6 +48,19 @@ def restore(backup: str, target: str) -> None:
 
 
 @click.command(cls=Command)
+@click.argument("db", type=DatabasePath())
+def upgrade(db: str) -> None:
+    """Bring the database DB of an older version to this one, whole or not at all.
+
+    Opening a database does this by itself, except for an SQLite file of more than 100 MB. Nobody may have DB open, and
+    its folder needs room for a second one.
+    """
+    with progress_bar("upgrading") as progress:
+        upgrade_database(db, progress=progress)
+    write(f"{db} has the newest version.", "green")
+
+
+@click.command(cls=Command)
 @click.argument("source", type=DatabasePath())
 @click.argument("target", type=DatabasePath())
 def copy(source: str, target: str) -> None:
@@ -66,4 +80,4 @@ def copy(source: str, target: str) -> None:
     end_with_report(report, f"{report.items} items copied{already}; {report.sessions} sessions in the source")
 
 
-COMMANDS = (check, backup, restore, copy)
+COMMANDS = (check, backup, restore, upgrade, copy)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..items import encode_items
+from ..items import ERASED, encode_items
 from ..reading import TailReading
 from .fixtures import Check, OpenEngine, expect_equal, make_rows, scratch_session
 
@@ -39,7 +39,18 @@ async def a_check_reports_exactly_the_rows_that_cannot_be_read(open_engine: Open
         expect_equal(after.items - report.items, 3, "change in the number of items")
 
 
+async def a_check_finds_no_problem_in_erased_rows_and_counts_none(open_engine: OpenEngine) -> None:
+    async with scratch_session(open_engine) as (engine, session_id):
+        await engine.append(session_id, make_rows(0, 1))
+        before = await engine.check()
+        await engine.append(session_id, [ERASED, *make_rows(1, 3), ERASED])
+        report = await engine.check()
+        expect_equal([p for p in report.problems if p.session_id == session_id], [], "problems of erased rows")
+        expect_equal(report.items - before.items, 2, "change in the number of items")
+
+
 CHECKS: tuple[Check, ...] = (
     a_check_finds_no_problem_after_pops_and_clears,
     a_check_reports_exactly_the_rows_that_cannot_be_read,
+    a_check_finds_no_problem_in_erased_rows_and_counts_none,
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..items import Item, encode_items
+from ..items import ERASED, Item, encode_items
 from ..reading import TailReading, WindowReading
 from ..replay import SessionSettings, replay_window
 from .fixtures import Check, OpenEngine, expect_equal, make_items, make_rows, read_items, scratch_session
@@ -75,6 +75,22 @@ async def a_corrupt_row_hides_no_other(open_engine: OpenEngine) -> None:
         expect_equal(await read_items(engine, session_id), make_items(0, 4), "all items that can be read")
 
 
+async def erased_rows_are_passed_over(open_engine: OpenEngine) -> None:
+    texts = [ERASED, *make_rows(0, 2), ERASED, *make_rows(2, 3), ERASED, *make_rows(3, 30), ERASED]
+    async with scratch_session(open_engine) as (engine, session_id):
+        await engine.append(session_id, texts)
+        for limit in (1, 2, 26, 27, 28, 29, 30, 31, 40, None):
+            expected = make_items(0 if limit is None else max(0, 30 - limit), 30)
+            reading = TailReading(limit)
+            expect_equal(await engine.read(session_id, reading), expected, f"the last {limit} that were not erased")
+            expect_equal(reading.corrupt, [], "positions that could not be read")
+        stored = await engine.rows(session_id, 0, 100)
+        expect_equal(stored, [(position, text.encode()) for position, text in enumerate(texts)], "rows as stored")
+        await engine.append(session_id + "+", [ERASED] * 3)
+        for reading in (TailReading(2), TailReading(None)):
+            expect_equal(await engine.read(session_id + "+", reading), [], "items where every one was erased")
+
+
 def _long_history() -> list[Item]:
     """200 turns: a question, reasoning, two parallel calls, a message, their outputs, an answer. In every seventh turn,
     one call has no output."""
@@ -96,4 +112,5 @@ CHECKS: tuple[Check, ...] = (
     the_replay_window_is_that_of_the_pure_function,
     a_window_reads_no_more_than_it_takes,
     a_corrupt_row_hides_no_other,
+    erased_rows_are_passed_over,
 )

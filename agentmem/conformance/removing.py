@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..items import ERASED
 from ..reading import TailReading
 from .fixtures import (
     Check,
@@ -35,6 +36,23 @@ async def pop_removes_corrupt_rows_above_the_newest_item_only(open_engine: OpenE
         expect_equal(await engine.read(session_id, PositionsReading()), [0], "rows that a pop must not remove")
 
 
+async def pop_removes_the_erased_rows_above_the_newest_item(open_engine: OpenEngine) -> None:
+    async with scratch_session(open_engine) as (engine, session_id):
+        await engine.append(session_id, [ERASED, *make_rows(0, 2), ERASED, "{", ERASED])
+        reading = TailReading(1)
+        expect_equal(await engine.pop(session_id, reading), make_items(1, 2), "pop below erased rows")
+        expect_equal(reading.corrupt, [4], "positions that could not be read")
+        await engine.append(session_id, make_rows(5, 6))
+        left = await engine.rows(session_id, 0, 10)
+        expect_equal([position for position, _ in left], [0, 1, 2], "positions after the pop")
+        expect_equal(left[0], (0, b""), "the erased row that it left")
+        expect_equal(
+            await engine.pop(session_id, TailReading(2)), [*make_items(0, 1), *make_items(5, 6)], "a pop of two"
+        )
+        expect_equal(await engine.pop(session_id, TailReading(1)), [], "pop where every item was erased")
+        expect_equal(await engine.rows(session_id, 0, 10), [(0, b"")], "rows that a pop must not remove")
+
+
 async def clear_leaves_nothing_behind(open_engine: OpenEngine) -> None:
     async with scratch_session(open_engine) as (engine, session_id):
         await engine.clear(session_id)  # of a session that does not exist
@@ -49,5 +67,6 @@ async def clear_leaves_nothing_behind(open_engine: OpenEngine) -> None:
 CHECKS: tuple[Check, ...] = (
     pop_removes_the_newest_item,
     pop_removes_corrupt_rows_above_the_newest_item_only,
+    pop_removes_the_erased_rows_above_the_newest_item,
     clear_leaves_nothing_behind,
 )

@@ -8,6 +8,8 @@ An engine stores encoded rows and never looks into an item. Every engine keeps t
   written. Once it has begun, the write finishes, and the cancellation is raised when its outcome is known.
 - A read sees every write whose call has returned in this process. It does not wait for writes that are under way.
 - A driver's exception never reaches the caller; it is mapped to an error of ``agentmem.errors``.
+- A row whose text is empty held an item that was erased (``agentmem.items.ERASED``). It keeps its position, and counts
+  in the session's length.
 """
 
 from __future__ import annotations
@@ -43,6 +45,8 @@ class Reading(Protocol[T_co]):
     def feed(self, rows: Sequence[tuple[int, bytes]], *, at_start: bool) -> int:
         """Take the next rows, newest first, and return how many more it wants; 0 when it is done.
 
+        A reading passes over an erased row without a word. An engine may leave such rows out.
+
         Args:
             rows: ``(position, text)`` each.
             at_start: whether the session has no older rows.
@@ -59,11 +63,12 @@ class Reading(Protocol[T_co]):
     def feed_joined(self, joined: bytes, count: int, oldest: int) -> bool:
         """Take the `first` newest rows as one text, and return whether that is enough.
 
-        If it is not enough, the reading forgets them, and the rows must be fed one by one from the newest on.
+        If it is not enough, the reading forgets them, and the rows must be fed one by one from the newest on. It never
+        is where there is an erased row among them, so an engine does well to leave these out.
 
         Args:
             joined: the rows' texts, newest first, with commas between them.
-            count: how many rows they are. Fewer than `first` are all rows of the session.
+            count: how many texts they are. Fewer than `first` are all of the session.
             oldest: the position of the oldest of them.
         """
         return False
@@ -102,6 +107,8 @@ class Engine(ABC):
     async def append(self, session_id: str, rows: Sequence[str]) -> None:
         """Append encoded items, oldest first: all of them or none. The first append creates the session.
 
+        A row may be empty, as the copy of an erased item's is.
+
         Appends of one event loop to one session are stored in the order in which they were called, even if connections
         are lost meanwhile. An append of no rows writes nothing and creates nothing.
 
@@ -112,6 +119,8 @@ class Engine(ABC):
     @abstractmethod
     async def read(self, session_id: str, reading: Reading[T]) -> T:
         """Feed the session's rows to `reading`, newest first and all from one state, and return its result.
+
+        Erased rows may be left out.
 
         The reading is fed off the event loop. The one exception is ``feed_joined`` with few bytes, of a reading that
         ``is_short``. A session that does not exist has no rows.
@@ -151,8 +160,8 @@ class Engine(ABC):
                 stop after some hundred kB. The result is empty only if there are no such rows.
 
         Returns:
-            ``(position, text)`` each. The text is the stored bytes in UTF-8, even if they are corrupt. Empty for a
-            session that does not exist.
+            ``(position, text)`` each. The text is the stored bytes in UTF-8, even if they are corrupt; empty where the
+            item was erased. The list is empty for a session that does not exist.
         """
 
     @abstractmethod
@@ -219,6 +228,23 @@ class Engine(ABC):
             StorageError: this engine cannot restore backups; the message names the tool that can.
             StorageFullError: there is no space for the copy; the database was not replaced.
         """
+
+    async def upgrade(self, progress: Progress | None = None) -> None:
+        """Bring a database of an older version to this one: whole, or not at all.
+
+        An engine whose :meth:`open` does that for a database of any size need not override this.
+
+        Args:
+            progress: called from time to time, in another thread than the event loop's.
+
+        Raises:
+            ValueError: it is a database in memory.
+            StorageBusyError: somebody has the database open, and must not; it was not upgraded.
+            StorageCorruptError: it is damaged; it was not upgraded.
+            StorageFullError: there is no space; it was not upgraded.
+            Exception: what `progress` raises, unchanged; it was not upgraded.
+        """
+        await self.open()
 
     @abstractmethod
     async def close(self) -> None:

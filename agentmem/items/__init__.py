@@ -1,6 +1,7 @@
 """Items: their JSON text (``encoding``), and the kinds of item that a run produces (``run_items``)."""
 
 from .encoding import (
+    ERASED,
     MAX_DEPTH,
     MAX_STORED_DEPTH,
     Item,
@@ -23,6 +24,7 @@ from .run_items import (
 )
 
 __all__ = [
+    "ERASED",
     "MAX_DEPTH",
     "MAX_STORED_DEPTH",
     "HandoffCallItem",

@@ -29,6 +29,9 @@ from ..errors import InvalidItemError
 Item = dict[str, Any]
 """An item in the input format of OpenAI's Responses API: a JSON object."""
 
+ERASED = ""
+"""What is stored in the place of an item that was erased. No item's JSON text is empty."""
+
 MAX_DEPTH = 256
 """The deepest nesting of objects and arrays that is accepted in an item. The model APIs accept much less. The limit
 keeps decoding away from Python's recursion limit (1,000 by default, which includes the caller's own frames)."""

@@ -16,13 +16,22 @@ from postgres_server import PostgresServer
 from agentmem import AsyncSessionStore, SessionSettings
 from agentmem.engines import open_engine
 from agentmem.engines.base import Engine
+from agentmem.engines.postgres import schema as postgres_schema
+from agentmem.engines.sqlite import tables as sqlite_tables
 from agentmem.errors import SchemaVersionError
 from agentmem.items import Item
 
 pytestmark = pytest.mark.anyio
 
 ITEMS: list[Item] = [{"number": number, "text": "x" * 2_000} for number in range(700)]
-NEWER = "has schema version 2, this agentmem knows up to 1; upgrade agentmem"
+NEWER = r"has schema version (\d+), this agentmem knows up to (?!\1)\d+; upgrade agentmem"
+VERSIONS = {"sqlite": sqlite_tables.SCHEMA_VERSION, "postgresql": postgres_schema.SCHEMA_VERSION}
+
+
+async def set_version(url: str, newer_by: int) -> None:
+    """Store a version that is newer than this agentmem's by so much."""
+    version = VERSIONS[url.partition(":")[0]] + newer_by
+    await execute(url, f"PRAGMA user_version = {version}", f"UPDATE agentmem.agentmem_schema SET version = {version}")
 
 
 async def execute(url: str, sqlite: str, postgres: str) -> None:
@@ -67,14 +76,14 @@ async def test_every_call_on_an_open_handle_is_refused_by_name_and_nothing_is_wr
         engine = open_engine(database_url)
         calls = calls_on(store, engine)
         await calls["rows"]()
-        await execute(database_url, "PRAGMA user_version = 2", "UPDATE agentmem.agentmem_schema SET version = 2")
+        await set_version(database_url, newer_by=1)
         for name, call in calls.items():
             with pytest.raises(SchemaVersionError, match=NEWER) as raised:
                 await call()
             assert not raised.value.in_doubt, name
         outcomes = await asyncio.gather(*(call() for call in calls.values()), return_exceptions=True)
         assert {type(outcome) for outcome in outcomes} == {SchemaVersionError}
-        await execute(database_url, "PRAGMA user_version = 1", "UPDATE agentmem.agentmem_schema SET version = 1")
+        await set_version(database_url, newer_by=0)
         assert await store.session("user_1").get_items() == ITEMS
         assert await engine.sessions("", 10) == [("user_1", len(ITEMS))]
         await engine.close()
@@ -89,11 +98,11 @@ async def test_tables_that_an_upgrade_has_changed_are_no_reason_to_restore_a_bac
         await execute(
             database_url,
             "DROP VIEW agentmem_history; ALTER TABLE agentmem_items RENAME COLUMN item TO text;"
-            "ALTER TABLE agentmem_sessions RENAME TO agentmem_conversations; PRAGMA user_version = 2",
+            "ALTER TABLE agentmem_sessions RENAME TO agentmem_conversations",
             "ALTER TABLE agentmem.agentmem_items RENAME COLUMN item TO text;"
-            "ALTER TABLE agentmem.agentmem_sessions RENAME TO agentmem_conversations;"
-            "UPDATE agentmem.agentmem_schema SET version = 2",
+            "ALTER TABLE agentmem.agentmem_sessions RENAME TO agentmem_conversations",
         )
+        await set_version(database_url, newer_by=1)
         for call in calls.values():
             with pytest.raises(SchemaVersionError, match=NEWER):
                 await call()
@@ -109,7 +118,7 @@ async def test_a_write_that_waits_for_the_upgrade_of_a_file_is_refused_when_it_i
             other.execute("BEGIN IMMEDIATE")
             appends = [asyncio.ensure_future(session.add_items(ITEMS[:1])) for _ in range(3)]
             read = await session.get_items()  # of the state before
-            other.execute("PRAGMA user_version = 2")
+            other.execute(f"PRAGMA user_version = {sqlite_tables.SCHEMA_VERSION + 1}")
             other.execute("COMMIT")
         outcomes = await asyncio.gather(*appends, return_exceptions=True)
         assert {type(outcome) for outcome in outcomes} == {SchemaVersionError}
@@ -134,10 +143,10 @@ async def test_a_write_that_waits_for_the_upgrade_of_a_schema_is_refused_when_it
         async with connected(postgres) as other:
             async with other.transaction():
                 await other.execute("LOCK agentmem.agentmem_schema IN ACCESS EXCLUSIVE MODE")
-                await other.execute("UPDATE agentmem.agentmem_schema SET version = 2")
+                await other.execute("UPDATE agentmem.agentmem_schema SET version = version + 1")
                 call = asyncio.ensure_future(calls[name]())
                 await wait_for_waiters(postgres, 1)
             with pytest.raises(SchemaVersionError, match=NEWER):
                 await call
             assert await other.fetchval("SELECT count(*) FROM agentmem.agentmem_items") == 1
-            assert await other.fetchval("SELECT next_position FROM agentmem.agentmem_sessions") == 1
+            assert await other.fetchval("SELECT length FROM agentmem.agentmem_sessions") == 1

@@ -414,7 +414,9 @@ async def test_the_sdk_s_times_are_kept(path: Path) -> None:
         ("2024-02-29 12:00:01",),
         ("2024-02-29 12:00:02",),
     ]
-    assert rows(path, "SELECT created_at, updated_at FROM agentmem_sessions") == [(1709204400.0, 1709251200.0)]
+    assert rows(path, "SELECT created_at, updated_at FROM agentmem_sessions") == [
+        (1709204400_000000, 1709251200_000000)
+    ]
 
 
 async def test_the_sdk_s_rows_stay_as_they_are_and_the_sdk_goes_on_with_them(path: Path) -> None:
@@ -490,7 +492,7 @@ async def test_custom_tables_are_taken_over_however_they_are_named(
     await sdk_add(path, ONE, TWO, kind=kind, **tables)
     rows(path, f"UPDATE {tables['sessions_table']} SET created_at = '2024-02-29 11:00:00'")
     assert await get(path, **tables) == [ONE, TWO]
-    assert rows(path, "SELECT created_at FROM agentmem_sessions") == [(1709204400.0,)]  # both tables were found
+    assert rows(path, "SELECT created_at FROM agentmem_sessions") == [(1709204400_000000,)]  # both tables were found
     await sdk_add(path, THREE, kind=kind, **tables)
     assert await get(path, **{name: _upper(table) for name, table in tables.items()}) == [ONE, TWO, THREE]
 
@@ -766,7 +768,7 @@ async def test_corrupt_text_and_odd_ids_are_imported_as_they_are_taken_over(path
     rows(path, "UPDATE agent_messages SET message_data = CAST(x'7bff' AS TEXT) WHERE id = 2")
     into = path.with_name("into.db")
     assert await import_history(path, into=into) == Takeover(sessions=1, items=1 + 1, skipped=("''",))
-    assert rows(into, "SELECT typeof(item), CAST(item AS BLOB) FROM agentmem_items ORDER BY item_key DESC LIMIT 1") == [
+    assert rows(into, "SELECT typeof(item), CAST(item AS BLOB) FROM agentmem_items ORDER BY sequence DESC LIMIT 1") == [
         ("text", b"{\xff")
     ]
 

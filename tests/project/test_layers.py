@@ -31,6 +31,7 @@ FLOORS = {
     "arguments": 3,
     "copying": 3,
     "restoring": 3,
+    "upgrading": 3,
     "session": 3,
     "store": 3,
     "blocking": 4,

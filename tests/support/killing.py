@@ -209,16 +209,15 @@ def _batches(path: Path) -> list[Batch]:
     """The batches in the file, session by session and in order."""
     with contextlib.closing(sqlite3.connect(path)) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-        sessions = connection.execute("SELECT session_id, session_key, next_position FROM agentmem_sessions").fetchall()
+        sessions = connection.execute("SELECT session_id, session_key, length FROM agentmem_sessions").fetchall()
         (rows,) = connection.execute("SELECT count(*) FROM agentmem_items").fetchone()
         assert rows == sum(end for _, _, end in sessions), "rows of no session"
         found: list[Batch] = []
         for session_id, key, end in sessions:
             history = connection.execute(
-                "SELECT item_key, item FROM agentmem_items WHERE item_key BETWEEN ? AND ? ORDER BY item_key",
-                (key << 32, (key << 32) + 0xFFFFFFFF),
+                "SELECT position, item FROM agentmem_items WHERE session_key = ? ORDER BY position", (key,)
             ).fetchall()
-            assert [item_key - (key << 32) for item_key, _ in history] == list(range(end)), "a gap"
+            assert [position for position, _ in history] == list(range(end)), "a gap"
             found += whole_batches(session_id, [json.loads(item) for _, item in history])
     return found
 

@@ -50,12 +50,12 @@ class PostgresDatabase:
             return {}
         table = '"' + schema.replace('"', '""') + '".agentmem_'
         rows = self.sql(f"""
-            SELECT json_build_array(session_id, next_position, position, item)
+            SELECT json_build_array(session_id, length, position, item)
             FROM {table}sessions FULL JOIN {table}items USING (session_id) ORDER BY session_id, position
         """)
         found: dict[str, list[Item]] = {}
         ends: dict[str, int] = {}
-        for session_id, ends[session_id], position, item in map(json.loads, rows.splitlines()):
+        for session_id, ends[session_id], position, item in map(json.loads, filter(None, rows.split("\n"))):
             items = found.setdefault(session_id, [])
             if item is not None:
                 assert position == len(items), f"a gap or a double in {session_id}"

@@ -46,6 +46,10 @@ class BoundedConnection:
         self.wait_s = wait_s
         self.commit_sent = False
 
+    def with_limit(self, limit_s: float) -> BoundedConnection:
+        """The same for statements that may take longer, or less long."""
+        return BoundedConnection(self._connection, limit_s, self.wait_s)
+
     async def execute(self, sql: str, *values: object) -> None:
         """Run a statement that returns no rows; without values, also several statements."""
         await _warnings_as_errors(self._connection.execute(sql, *values, timeout=self._limit_s))

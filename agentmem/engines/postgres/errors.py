@@ -68,7 +68,7 @@ ERRORS = {
     "42501": _Meaning(
         StorageError,
         "the role needs CREATE on the database to make the schema; in one that there is USAGE, and CREATE to make the "
-        "tables; in these SELECT, INSERT, UPDATE and DELETE",
+        "tables; in these SELECT, INSERT, UPDATE and DELETE; the role that owns them upgrades them",
     ),
     "42704": _Meaning(StorageError, "check the options in the URL"),
     "42939": _Meaning(StorageError, "choose another schema"),

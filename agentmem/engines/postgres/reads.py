@@ -62,8 +62,8 @@ async def read_newest(
         )
     except (asyncpg.ProgramLimitExceededError, asyncpg.OutOfMemoryError):  # the server could not join them
         return [None] * len(wanted)
-    schema.refuse_newer(rows[0][3])
-    return [_joined(*row[:3]) for row in rows]
+    schema.refuse_newer(rows[0][0] if rows else None)
+    return [_joined(*row[1:]) for row in rows]
 
 
 def _joined(text: bytes | None, count: int, oldest: int | None) -> Joined | None:

@@ -8,6 +8,7 @@ No statement leaves a setting behind on its connection, so that PgBouncer may gi
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 LAST_POSITION = 2**63 - 1
 """The largest ``bigint``; above every position."""
@@ -18,9 +19,13 @@ _SETTINGS = """
     CASE current_setting('synchronous_commit') WHEN 'off' THEN set_config('synchronous_commit', 'on', true) END
 """
 
+# The one row of that table. Without the limit, the planner takes it for thousands of rows, and what is joined to it for
+# so costly that the server compiles it first (jit), which took 2 s for a group of 512 appends.
+_TABLES = "SELECT version FROM agentmem.agentmem_schema LIMIT 1"
+
 _CLAIM = f"""
     INSERT INTO agentmem.agentmem_writers AS w (writer, number)
-    SELECT $3, $4 FROM (SELECT {_SETTINGS}) AS settings, agentmem.agentmem_schema WHERE version <= $5
+    SELECT $3, $4 FROM (SELECT {_SETTINGS}) AS settings, ({_TABLES}) AS tables WHERE version <= $5
     ON CONFLICT (writer) DO UPDATE SET number = excluded.number, updated_at = now() WHERE w.number < excluded.number
     RETURNING true
 """  # noqa: S608  made of the constants above
@@ -35,22 +40,25 @@ _BEGIN = f"""
 _APPEND = f"""
     WITH claimed AS ({_CLAIM}),
     ends AS (
-        INSERT INTO agentmem.agentmem_sessions AS s (session_id, next_position)
+        INSERT INTO agentmem.agentmem_sessions AS s (session_id, length)
         SELECT session_id, size FROM claimed, unnest($6::text[], $7::text::bigint[]) AS wanted (session_id, size)
         ORDER BY session_id COLLATE "C"
         ON CONFLICT (session_id)
-            DO UPDATE SET next_position = s.next_position + excluded.next_position, updated_at = now()
-        RETURNING s.session_id, s.next_position
+            DO UPDATE SET length = s.length + excluded.length, updated_at = now(), stored_at = now()
+        RETURNING s.session_id, s.length
     ),
     added AS (
         INSERT INTO agentmem.agentmem_items (session_id, position, item)
-        SELECT session_id, next_position - before_end, item
-        FROM ends JOIN unnest($8::text[], $9::text::bigint[], $10::text[]) AS row (session_id, before_end, item)
-            USING (session_id)
+        SELECT session_id, length - before_end, item
+        FROM ends JOIN unnest($8::text[], $9::text::bigint[], $10::text[]) WITH ORDINALITY
+            AS row (session_id, before_end, item, place) USING (session_id)
+        ORDER BY place
     )
     SELECT version FROM agentmem.agentmem_schema
 """  # noqa: S608  made of the constants above
-"""Append rows to any number of sessions, and return the version of the tables. Writes nothing where that is newer."""
+"""Append rows to any number of sessions, and return the version of the tables. Writes nothing where that is newer.
+
+Sequences are issued in the order of the rows: unsorted, the join may return a session's rows in any order."""
 
 _FORGET_OLD_WRITERS = """
     WITH looked_at AS (
@@ -91,36 +99,43 @@ _HELD = """
 """Which of these sessions other connections hold. A session that another connection is just creating is not seen."""
 
 _CUT = """
-    WITH removed AS (DELETE FROM agentmem.agentmem_items WHERE session_id = $1 AND position >= $2)
-    UPDATE agentmem.agentmem_sessions SET next_position = $2, updated_at = now() WHERE session_id = $1
+    WITH removed AS (DELETE FROM agentmem.agentmem_items WHERE session_id = $1 AND position >= $2),
+    forgotten AS (DELETE FROM agentmem.agentmem_notes WHERE session_id = $1 AND position >= $2 AND kind <> 'key')
+    UPDATE agentmem.agentmem_sessions SET length = $2, edits = edits + 1, updated_at = now(), stored_at = now()
+    WHERE session_id = $1
 """
+"""Remove a session's items from a position on, and the notes about them. The keys of appends stay: an append that is
+repeated after its items were removed must not add them again."""
 
 _CLEAR = """
-    WITH removed AS (DELETE FROM agentmem.agentmem_items WHERE session_id = ANY($1::text[]))
+    WITH removed AS (DELETE FROM agentmem.agentmem_items WHERE session_id = ANY($1::text[])),
+    forgotten AS (DELETE FROM agentmem.agentmem_notes WHERE session_id = ANY($1::text[])),
+    unlocked AS (DELETE FROM agentmem.agentmem_locks WHERE session_id = ANY($1::text[]))
     DELETE FROM agentmem.agentmem_sessions WHERE session_id = ANY($1::text[])
 """
 
-# One row for each reading: a row costs the event loop as much as decoding its items does.
-_NEWEST_JOINED = """
-    SELECT CASE WHEN size <= $3 THEN convert_to(texts, 'UTF8') END, count, oldest,
-        (SELECT version FROM agentmem.agentmem_schema)
-    FROM unnest($1::text[], $2::text::bigint[]) WITH ORDINALITY AS wanted (id, max_count, place),
+# One row for each reading: a row costs the event loop as much as decoding its items does. Erased items, whose text is
+# empty, are passed over: they would be holes between the commas, and are not counted.
+_NEWEST_JOINED = f"""
+    SELECT version, CASE WHEN size <= $3 THEN convert_to(texts, 'UTF8') END, count, oldest
+    FROM ({_TABLES}) AS tables,
+        unnest($1::text[], $2::text::bigint[]) WITH ORDINALITY AS wanted (id, max_count, place),
         LATERAL (
             SELECT
                 string_agg(item, ',' ORDER BY position DESC) AS texts, sum(octet_length(item)) AS size,
                 count(*) AS count, min(position) AS oldest
             FROM (
-                SELECT position, item FROM agentmem.agentmem_items WHERE session_id = id
+                SELECT position, item FROM agentmem.agentmem_items WHERE session_id = id AND item <> ''
                 ORDER BY position DESC LIMIT max_count
             ) AS newest
         ) AS joined
     ORDER BY place
-"""
+"""  # noqa: S608  made of the constants above
 
 # Each row has the version of the tables first; where there are none, there is one with the version alone.
-_WITH_VERSION = """
-    SELECT version, found.* FROM agentmem.agentmem_schema LEFT JOIN (%s) AS found ON true ORDER BY %s
-"""
+_WITH_VERSION = f"""
+    SELECT version, found.* FROM ({_TABLES}) AS tables LEFT JOIN (%s) AS found ON true ORDER BY %s
+"""  # noqa: S608  made of the constants above
 
 # The last row of a slice is the one with which its length passes the limit.
 _ROWS_BELOW = """
@@ -128,7 +143,8 @@ _ROWS_BELOW = """
     FROM (
         SELECT position, item, sum(octet_length(item)) OVER (ORDER BY position DESC) - octet_length(item) AS before
         FROM (
-            SELECT position, item FROM agentmem.agentmem_items WHERE session_id = $1 AND position < $2
+            SELECT position, item FROM agentmem.agentmem_items
+            WHERE session_id = $1 AND position < $2 AND item <> ''
             ORDER BY position DESC LIMIT $3
         ) AS slice
     ) AS measured
@@ -148,13 +164,13 @@ _ROWS_FROM = """
 """
 
 _SESSIONS = """
-    SELECT session_id, next_position FROM agentmem.agentmem_sessions WHERE session_id > $1 ORDER BY session_id LIMIT $2
+    SELECT session_id, length FROM agentmem.agentmem_sessions WHERE session_id > $1 ORDER BY session_id LIMIT $2
 """
 
-_COUNT_ITEMS = "SELECT sum(next_position)::bigint FROM agentmem.agentmem_sessions"
+_COUNT_ITEMS = "SELECT sum(length - first_position)::bigint FROM agentmem.agentmem_sessions"
 
 _PAGE_OF_SESSIONS = """
-    SELECT session_id, next_position FROM agentmem.agentmem_sessions
+    SELECT session_id, length FROM agentmem.agentmem_sessions
     WHERE session_id > $1 AND ($2::text IS NULL OR session_id <= $2) ORDER BY session_id LIMIT $3
 """
 
@@ -171,6 +187,29 @@ _PAGE_OF_ITEMS = """
     ) AS measured
     WHERE before < $4 ORDER BY session_id, position
 """
+
+
+# One for each session that the notes speak of and that does not exist.
+_PAGE_OF_LOST_NOTES = """
+    SELECT DISTINCT session_id FROM agentmem.agentmem_notes AS n
+    WHERE session_id > $1 AND NOT EXISTS (SELECT FROM agentmem.agentmem_sessions AS s WHERE s.session_id = n.session_id)
+    ORDER BY session_id LIMIT $2
+"""
+
+
+class CheckStatements(NamedTuple):
+    """The SQL of a check.
+
+    Attributes:
+        count_items: how many items there should be.
+        page_of_sessions, page_of_items: the next ones.
+        page_of_lost_notes: the next sessions that notes speak of and that do not exist; None where there are no notes.
+    """
+
+    count_items: str
+    page_of_sessions: str
+    page_of_items: str
+    page_of_lost_notes: str | None
 
 
 class Statements:
@@ -192,10 +231,19 @@ class Statements:
         self.rows_below = self.in_schema(_WITH_VERSION % (_ROWS_BELOW, "position DESC"))
         self.rows_from = self.in_schema(_WITH_VERSION % (_ROWS_FROM, "position"))
         self.sessions = self.in_schema(_WITH_VERSION % (_SESSIONS, "session_id"))
-        # A check
-        self.count_items = self.in_schema(_COUNT_ITEMS)
-        self.page_of_sessions = self.in_schema(_PAGE_OF_SESSIONS)
-        self.page_of_items = self.in_schema(_PAGE_OF_ITEMS)
+
+    def of_check(self, version: int) -> CheckStatements:
+        """The statements of a check, for tables of this version."""
+        count_items, page_of_sessions = _COUNT_ITEMS, _PAGE_OF_SESSIONS
+        if version == 1:
+            count_items = "SELECT sum(next_position)::bigint FROM agentmem.agentmem_sessions"
+            page_of_sessions = _PAGE_OF_SESSIONS.replace("length", "next_position")
+        return CheckStatements(
+            self.in_schema(count_items),
+            self.in_schema(page_of_sessions),
+            self.in_schema(_PAGE_OF_ITEMS),
+            None if version == 1 else self.in_schema(_PAGE_OF_LOST_NOTES),
+        )
 
     def in_schema(self, sql: str) -> str:
         """SQL that names the tables as ``agentmem.agentmem_…``, with the schema's own name."""

@@ -77,9 +77,16 @@ def new_copy(snapshot: Snapshot, folder: str) -> Iterator[str]:
 
     The file is removed after the block, unless it has another name by then.
     """
+    with temporary_name(folder) as copy:
+        _copy(snapshot, copy)
+        yield copy
+
+
+@contextmanager
+def temporary_name(folder: str) -> Iterator[str]:
+    """Yield the path of a new file; it is removed after the block, if it still has this name."""
     copy = os.path.join(folder, f".agentmem-backup-{secrets.token_hex(8)}.tmp")
     try:
-        _copy(snapshot, copy)
         yield copy
     finally:
         for suffix in ("", "-journal", "-wal", "-shm"):

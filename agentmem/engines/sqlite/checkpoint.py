@@ -32,7 +32,8 @@ WAIT_MS = 30
 than 1 ms, a read of 20,000 items 30 ms."""
 
 PAGES_PER_SESSION = 3
-"""How many pages an append writes for each session in addition to the items' bytes; 2.6 were measured."""
+"""How many pages an append writes for each session in addition to the items' bytes: 3.3 were measured with sessions
+picked at random among 150,000, and 0.7 with the same 64 again and again. Too many only checkpoint earlier."""
 
 _PAGE_BYTES = 4096
 
@@ -70,6 +71,11 @@ class Checkpoints:
         """
         self._has_first_page = True
         self._written_bytes += sessions * PAGES_PER_SESSION * _PAGE_BYTES + size_bytes
+
+    def removed(self, rows: int) -> None:
+        """Count a committed transaction that removed rows."""
+        self._has_first_page = True
+        self._written_bytes += rows * _PAGE_BYTES
 
     def is_due(self) -> bool:
         """Return whether :meth:`run` should be called now."""

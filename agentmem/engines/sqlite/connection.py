@@ -21,7 +21,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, Protocol, TypeVar, cast
 from weakref import WeakSet
 
@@ -79,6 +79,22 @@ class Origin(Protocol):
         """The thread waits for a lock that another connection holds, for which it met this; None: not any more."""
 
 
+class SpareWork(Protocol):
+    """What a connection does between its batches; see ``removal``."""
+
+    def look(self) -> None:
+        """There may be something to do."""
+
+    def is_due(self) -> bool:
+        """Whether there is something to do when no batch waits."""
+
+    def is_overdue(self) -> bool:
+        """Whether it is to be done now, although batches wait. Called at least once before each of these."""
+
+    def run(self, connection: Connection) -> float:
+        """Do a part, in the connection's thread; returns how long to leave the file to others then, in seconds."""
+
+
 class Outcome:
     """Which jobs of a batch have their outcome.
 
@@ -107,6 +123,7 @@ class Connection:
         is_writer: whether it is the one that writes.
         file: which file it is to; None in memory.
         checkpoints: when it is to copy the WAL into the database; None for one that reads, and in memory.
+        removals: what it removes between its batches; None for one that reads.
     """
 
     raw: sqlite3.Connection
@@ -115,6 +132,8 @@ class Connection:
         self.is_writer = False
         self.file: FileIdentity | None = None
         self.checkpoints: Checkpoints | None = None
+        self.removals: SpareWork | None = None
+        self._spare_work_at = 0.0  # as the clock of deadlines has it; never before
         self._path = path
         self._opened: OpenedByAiosqlite | None = None
         self.is_open = False
@@ -425,14 +444,39 @@ class Connection:
             callback()
 
     def _run_batches(self) -> None:
-        while (message := self._inbox.get()) is not None:
+        while (message := self._next_message()) is not None:
             self._run_batch(*message)
             del message  # else it would keep what it read until the next one comes
-            is_checkpoint_due = self.checkpoints is not None and self.checkpoints.is_due()
-            if is_checkpoint_due or self._inbox.empty():
-                self.report()
-            if is_checkpoint_due:
-                self._checkpoint()
+            self._report_and_checkpoint()
+
+    def _report_and_checkpoint(self) -> None:
+        is_checkpoint_due = self.checkpoints is not None and self.checkpoints.is_due()
+        if is_checkpoint_due or self._inbox.empty():
+            self.report()
+        if is_checkpoint_due:
+            self._checkpoint()
+
+    def _next_message(self) -> tuple[Origin, Batch[Any]] | None:
+        """The next message; until it comes, there is time for spare work."""
+        while self.removals is not None and self.removals.is_due() and self.is_open:
+            if not self._inbox.empty() and not self.removals.is_overdue():
+                break
+            pause_s = self._spare_work_at - deadlines.now()
+            if pause_s <= 0:
+                self._do_spare_work(self.removals)
+                continue
+            try:
+                return self._inbox.get(timeout=pause_s)
+            except Empty:
+                pass
+        return self._inbox.get()
+
+    def _do_spare_work(self, work: SpareWork) -> None:
+        self.report()  # nobody waits for it
+        with self._lock:
+            pause_s = work.run(self) if self.is_open else 0.0
+        self._spare_work_at = deadlines.now() + pause_s
+        self._report_and_checkpoint()
 
     def _run_batch(self, origin: Origin, batch: Batch[Any]) -> None:
         with self._lock:

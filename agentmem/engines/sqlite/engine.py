@@ -31,6 +31,7 @@ from .errors import map_error
 from .memory import MemoryDatabase
 from .path import database_path
 from .pool import Database, Pool, leases, let_go_of_closed_loops
+from .removal import Removals
 from .restore import restore
 from .schema import prepare_writer, require_tables
 from .snapshot import Snapshot, SnapshotWork, copied
@@ -45,6 +46,7 @@ from .statements import (
     ReadSlice,
     Write,
 )
+from .upgrading import ExclusiveSnapshot, upgrade_file
 
 T = TypeVar("T")
 
@@ -172,6 +174,16 @@ class SQLiteEngine(PooledEngine[Pool]):
         await let_go_of_closed_loops(target)
         await backup._on_snapshot(lambda snapshot: restore(snapshot, backup.name, target), backup.deadline())
 
+    async def upgrade(self, progress: Progress | None = None) -> None:
+        self.refuse_closed()
+        if self._database.memory is not None:
+            raise ValueError("a database in memory is always of this version; give the path of a file")
+        target, watched = self._database.path, progress and guarded(progress)
+        await let_go_of_closed_loops(target)
+        await self._on_snapshot(
+            lambda snapshot: upgrade_file(snapshot, self.name, target, watched), self.deadline(), ExclusiveSnapshot
+        )
+
     def map_error(self, error: BaseException, session_id: str | None = None) -> BaseException:
         return map_error(error, self.name, session_id) if isinstance(error, sqlite3.Error) else error
 
@@ -191,13 +203,23 @@ class SQLiteEngine(PooledEngine[Pool]):
         if self._copies:
             await asyncio.wait([asyncio.wrap_future(finished) for finished in self._copies])
 
-    async def _on_snapshot(self, function: Callable[[Snapshot], T], deadline: float) -> T:
-        """Run `function` on one state of the database; on a connection of its own, except in memory."""
+    async def _on_snapshot(
+        self,
+        function: Callable[[Snapshot], T],
+        deadline: float,
+        open_snapshot: Callable[[str], Snapshot] | None = None,
+    ) -> T:
+        """Run `function` on one state of the database; on a connection of its own, except in memory.
+
+        Args:
+            deadline: until when locks are waited for.
+            open_snapshot: see :class:`~.snapshot.SnapshotWork`.
+        """
         self.refuse_closed()
         try:
             if self._database.memory is not None:
                 return await self._on_memory(self._database.memory, function)
-            work = SnapshotWork(self._database.path, deadline, function)
+            work = SnapshotWork(self._database.path, deadline, function, open_snapshot)
             self._snapshots.add(work)
             try:
                 return await work.result()
@@ -238,3 +260,4 @@ def _drop(memory: MemoryDatabase, leases: Leases[Pool]) -> None:
 
 def _prepare_memory(connection: Connection) -> None:
     prepare_writer(connection, MEMORY, durability="normal", accepts_sdk_file=False)
+    connection.removals = Removals(MEMORY)

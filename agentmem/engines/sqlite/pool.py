@@ -25,6 +25,7 @@ from .connection import Connection, ConnectionLost, Origin, stop_all
 from .file import FileIdentity, create_private, warn_of_other_names
 from .lineage import refuse_foreign_wal
 from .memory import MemoryDatabase
+from .removal import Removals
 from .schema import prepare_reader, prepare_writer
 from .sender import Sender
 from .statements import Read, Write
@@ -73,6 +74,7 @@ class Database:
             durability=self.durability,
             accepts_sdk_file=self.accepts_sdk_file,
         )
+        connection.removals = Removals(self.name)
 
 
 @dataclass(frozen=True)

@@ -15,15 +15,15 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from pathlib import Path
 
 from ...errors import StorageBusyError, StorageCorruptError, StorageError
 from .backup import flush_folder, map_os_error, new_copy, remove, take_free_name
 from .errors import BUSY, map_error, primary_code
-from .schema import APPLICATION_ID, require_tables
+from .schema import require_tables
 from .snapshot import Halted, Snapshot
+from .tables import APPLICATION_ID
 
 _BESIDE = ("-wal", "-shm", "-journal")
 """What SQLite keeps beside a file."""
@@ -51,7 +51,12 @@ def restore(snapshot: Snapshot, backup: str, target: str) -> None:
     if os.path.exists(target) and os.path.samefile(backup, target):
         raise ValueError(f"backup and target are the same file, {target}")
     require_tables(snapshot.connection, backup)
-    _require_no_damage(snapshot, backup)
+    require_no_damage(
+        snapshot,
+        backup,
+        "was not restored; agentmem check names what is damaged, and agentmem copy takes what can be read into a new "
+        "file",
+    )
     try:
         with new_copy(snapshot, os.path.dirname(target)) as copy:
             snapshot.require_valid()
@@ -64,8 +69,13 @@ def restore(snapshot: Snapshot, backup: str, target: str) -> None:
         raise map_error(error, f"{target}, a copy of {backup}") from error
 
 
-def _require_no_damage(snapshot: Snapshot, backup: str) -> None:
-    """Check the backup's pages, because what is damaged takes no other file's place.
+def require_no_damage(snapshot: Snapshot, path: str, then: str) -> None:
+    """Check a file's pages, because what is damaged takes no other file's place.
+
+    Args:
+        snapshot: the file.
+        path: its path, for the message.
+        then: what was not done, and what to do, for the message.
 
     Raises:
         StorageCorruptError: it is damaged.
@@ -77,10 +87,7 @@ def _require_no_damage(snapshot: Snapshot, backup: str) -> None:
             raise Halted from error
         found = str(error)
     if found != "ok":
-        raise StorageCorruptError(
-            f"{backup} is damaged ({' '.join(found.split())}), and was not restored; agentmem check names what is "
-            "damaged, and agentmem copy takes what can be read into a new file"
-        )
+        raise StorageCorruptError(f"{path} is damaged ({' '.join(found.split())}), and {then}")
 
 
 def _put_in_place(copy: str, target: str) -> None:
@@ -92,15 +99,29 @@ def _put_in_place(copy: str, target: str) -> None:
         return
     if not os.path.isfile(target):
         raise StorageError(f"cannot restore to {target}: it is not a file; give the path of the database")
-    with _exclusive(target) as connection:
+    with closing(connect_to_replace(target)) as connection:
+        lock_exclusively(connection, target)
         _require_replaceable(connection, target)
-        _keep_mode_and_owner(copy, target)
-        _copy_wal(connection, target)
-        _remove_beside(target, folder)
-        if os.name != "posix":
-            connection.close()  # Windows replaces no file that is open
-        os.replace(copy, target)
-        flush_folder(folder)
+        replace_file(connection, copy, target)
+        # The file is not at its path any more, so closing leaves the new one's WAL alone (pager.c, databaseIsUnmoved).
+
+
+def replace_file(connection: sqlite3.Connection, copy: str, target: str) -> None:
+    """Give a complete and flushed file the name of another one, which is whole without its WAL before.
+
+    Args:
+        connection: has that one locked exclusively.
+        copy: the path of the file that takes its place.
+        target: the absolute path that it takes.
+    """
+    folder = os.path.dirname(target)
+    _keep_mode_and_owner(copy, target)
+    _copy_wal(connection, target)
+    _remove_beside(target, folder)
+    if os.name != "posix":
+        connection.close()  # Windows replaces no file that is open
+    os.replace(copy, target)
+    flush_folder(folder)
 
 
 def _copy_wal(connection: sqlite3.Connection, target: str) -> None:
@@ -115,37 +136,35 @@ def _copy_wal(connection: sqlite3.Connection, target: str) -> None:
         raise _is_open(target)
 
 
-@contextmanager
-def _exclusive(target: str) -> Iterator[sqlite3.Connection]:
-    """Hold SQLite's exclusive lock on a file during the block.
+def connect_to_replace(target: str) -> sqlite3.Connection:
+    """Open a file that another one is to replace. Nothing is read or locked yet."""
+    uri = f"{Path(target).as_uri()}?mode=rw"  # makes no file
+    return sqlite3.connect(uri, uri=True, timeout=0, isolation_level=None)
+
+
+def lock_exclusively(connection: sqlite3.Connection, target: str) -> None:
+    """Take SQLite's exclusive lock on a file; it is held until the connection is closed.
 
     Raises:
         StorageBusyError: somebody has the file open.
         StorageCorruptError: it is no database.
     """
-    uri = f"{Path(target).as_uri()}?mode=rw"  # makes no file
-    connection = sqlite3.connect(uri, uri=True, timeout=0, isolation_level=None)
+    # Without this, SQLite would open no file that is shorter than its header says.
+    connection.execute("PRAGMA writable_schema = ON")
+    connection.execute("PRAGMA fullfsync = ON")  # on macOS, fsync() alone leaves data in the drive's cache
+    # In this mode the lock stays after the transaction (sqlite.org/pragma.html#pragma_locking_mode).
+    connection.execute("PRAGMA locking_mode = EXCLUSIVE")
     try:
-        # Without this, SQLite would open no file that is shorter than its header says.
-        connection.execute("PRAGMA writable_schema = ON")
-        connection.execute("PRAGMA fullfsync = ON")  # on macOS, fsync() alone leaves data in the drive's cache
-        # In this mode the lock stays after the transaction (sqlite.org/pragma.html#pragma_locking_mode).
-        connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-        try:
-            connection.execute("BEGIN EXCLUSIVE")
-            connection.execute("COMMIT")
-        except sqlite3.Error as error:
-            raise _cannot_lock(error, target) from error
-        yield connection
-    finally:
-        # The file is not at its path any more, so this leaves the new one's WAL alone (pager.c, databaseIsUnmoved).
-        connection.close()
+        connection.execute("BEGIN EXCLUSIVE")
+        connection.execute("COMMIT")
+    except sqlite3.Error as error:
+        raise _cannot_lock(error, target) from error
 
 
 def _is_open(target: str) -> StorageBusyError:
     return StorageBusyError(
         f"{target} is open in this program or in another, and was not replaced; close every session and store on it "
-        "(or end the programs that use it), then restore"
+        "(or end the programs that use it), then try again"
     )
 
 

@@ -1,14 +1,12 @@
-"""An SQLite file that holds sessions: its tables, and how a connection to it is set up.
+"""An SQLite file that holds sessions: how a connection to it is set up, and which files are agentmem's.
 
 Rules kept here:
 
-- An item's rowid combines its session's key and its position in one number, so that a session's rows are stored
-  together in the table itself. Reading the tail of one session among 200,000 took 13 µs; it took 41 µs with a separate
-  index, and 227 µs with WITHOUT ROWID, whose inner pages hold whole rows.
 - ``PRAGMA application_id`` marks agentmem's files, and ``user_version`` is their schema version. A database of another
   program or of a newer agentmem is not changed at all.
 - A file that a newer agentmem upgrades while it is open is not read or written any more; see :func:`refuse_newer`.
-- Each schema version has a step that upgrades a file from the version before. The missing steps run in one transaction.
+- A file of an older version is upgraded when it is opened, in one transaction, if that takes seconds; a larger one is
+  left to the user's command, see ``upgrading``.
 - A file of the Agents SDK gets agentmem's tables in the transaction that takes over its history; see ``takeover``.
 """
 
@@ -21,46 +19,11 @@ from ...errors import SchemaVersionError, StorageError
 from .checkpoint import Checkpoints
 from .connection import Connection
 from .lineage import begin_lineage
-from .sdk_tables import BOOKMARKS, holds_sdk_tables, is_sdk_file
+from .sdk_tables import holds_sdk_tables, is_sdk_file
+from .tables import APPLICATION_ID, SCHEMA_VERSION, create_tables, upgrade_from_1
 
-APPLICATION_ID = 0x61676D65  # "agme"
-
-POSITION_BITS = 32
-"""How many low bits of an item's key are its position. The higher bits are the session's key."""
-
-_STEPS: tuple[tuple[str, ...], ...] = (
-    # To version 1.
-    (
-        """
-        CREATE TABLE agentmem_sessions (
-            session_key INTEGER PRIMARY KEY,
-            session_id TEXT NOT NULL UNIQUE,
-            next_position INTEGER NOT NULL CHECK (next_position <= 0x100000000),  -- what item_key has room for
-            created_at REAL NOT NULL,  -- seconds since 1970, UTC
-            updated_at REAL NOT NULL
-        )
-        """,
-        """
-        CREATE TABLE agentmem_items (
-            item_key INTEGER PRIMARY KEY,  -- session_key << 32 | position
-            created_at REAL NOT NULL,
-            item TEXT NOT NULL  -- JSON
-        )
-        """,
-        BOOKMARKS,
-        # For users of the sqlite3 shell. agentmem itself reads the tables.
-        """
-        CREATE VIEW agentmem_history AS
-            SELECT
-                session_id, item_key & 0xFFFFFFFF AS position, datetime(i.created_at, 'unixepoch') AS created_at, item
-            FROM agentmem_items AS i JOIN agentmem_sessions ON session_key = item_key >> 32
-        """,
-    ),
-)
-"""The statements of each upgrade step. Step ``n`` upgrades from version ``n``; a new file has version 0. SQLite stores
-the comments in a CREATE statement in the file, so they are part of a version."""
-
-SCHEMA_VERSION = len(_STEPS)
+MAX_UPGRADE_BYTES = 100_000_000
+"""The largest file that is upgraded when it is opened. Others that want to write wait meanwhile: 100 MB took 3 s."""
 
 
 def prepare_writer(connection: Connection, name: str, *, durability: str, accepts_sdk_file: bool) -> None:
@@ -76,7 +39,7 @@ def prepare_writer(connection: Connection, name: str, *, durability: str, accept
     Raises:
         StorageError: the file is another program's database, or a file of the Agents SDK that is not accepted.
         StorageError: the file cannot be used in WAL mode.
-        SchemaVersionError: a newer agentmem wrote the file.
+        SchemaVersionError: a newer agentmem wrote the file, or an older one, and it is too large to be upgraded here.
         sqlite3.Error: the file cannot be read or written, or another connection holds a lock.
     """
     raw = connection.raw
@@ -100,15 +63,24 @@ def prepare_reader(connection: Connection) -> None:
     connection.raw.execute("PRAGMA wal_autocheckpoint = 0")
 
 
-def upgrade(raw: sqlite3.Connection) -> None:
+def create_or_upgrade(raw: sqlite3.Connection) -> None:
     """Create the tables, or upgrade them to ``SCHEMA_VERSION``; inside the caller's transaction."""
-    (version,) = raw.execute("PRAGMA user_version").fetchone()
-    if version < SCHEMA_VERSION:
-        for step in _STEPS[version:]:
-            for statement in step:
-                raw.execute(statement)
-        raw.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        raw.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    version = schema_version(raw)
+    if version == 0:
+        create_tables(raw)
+    elif version < SCHEMA_VERSION:
+        upgrade_from_1(raw)
+
+
+def has_tables(raw: sqlite3.Connection) -> bool:
+    """Whether the file has the tables of this version. A file of the Agents SDK's gets them with the takeover."""
+    return schema_version(raw) == SCHEMA_VERSION
+
+
+def schema_version(raw: sqlite3.Connection) -> int:
+    """The file's schema version; 0 where it has no tables of agentmem's."""
+    ((version,),) = raw.execute("PRAGMA user_version")
+    return int(version)
 
 
 def require_tables(raw: sqlite3.Connection, name: str) -> None:
@@ -134,8 +106,7 @@ def refuse_newer(raw: sqlite3.Connection, name: str) -> None:
         SchemaVersionError: a newer agentmem has upgraded it.
         sqlite3.Error: its header cannot be read.
     """
-    ((version,),) = raw.execute("PRAGMA user_version")
-    if version > SCHEMA_VERSION:
+    if (version := schema_version(raw)) > SCHEMA_VERSION:
         raise _newer(name, version)
 
 
@@ -181,18 +152,35 @@ def _switch_to_wal(raw: sqlite3.Connection, name: str) -> None:
 
 
 def _create_or_upgrade(raw: sqlite3.Connection, name: str, accepts_sdk_file: bool) -> None:
-    (version,) = raw.execute("PRAGMA user_version").fetchone()
-    if version == SCHEMA_VERSION:
+    if has_tables(raw):
         return
     raw.execute("BEGIN IMMEDIATE")
     try:
         # Checked again under the lock: another process may have created or upgraded the tables meanwhile.
         _require_own_file(raw, name, accepts_sdk_file)
+        _refuse_large(raw, name)
         is_new = raw.execute("PRAGMA schema_version").fetchone() == (0,)
-        upgrade(raw)
+        create_or_upgrade(raw)
         if is_new:
             begin_lineage(raw)
         raw.execute("COMMIT")
     finally:
         if raw.in_transaction:  # not after the commit, and not if SQLite has rolled back by itself
             raw.execute("ROLLBACK")
+
+
+def _refuse_large(raw: sqlite3.Connection, name: str) -> None:
+    """Check that an upgrade of the file would not keep others waiting for long.
+
+    Raises:
+        SchemaVersionError: it would.
+    """
+    version = schema_version(raw)
+    if 0 < version < SCHEMA_VERSION:
+        ((size_bytes,),) = raw.execute("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size")
+        if size_bytes > MAX_UPGRADE_BYTES:
+            raise SchemaVersionError(
+                f"{name} has schema version {version}, this agentmem needs {SCHEMA_VERSION}, and with "
+                f"{size_bytes // 1_000_000:,} MB the file is too large to be upgraded while it is opened; run "
+                f"agentmem upgrade {name} while nobody has it open"
+            )

@@ -41,7 +41,7 @@ from .lineage import refuse_foreign_wal
 
 T = TypeVar("T")
 
-_STOP_CHECK_OPCODES = 10_000
+STOP_CHECK_OPCODES = 10_000
 """How many instructions SQLite's virtual machine runs between two checks whether to stop; about 100 µs."""
 
 _TIMESTAMP_STEP_S = 0.02
@@ -87,7 +87,7 @@ class Snapshot:
             Halted: the work was told to stop.
             sqlite3.Error: others held a lock until then.
         """
-        self.connection.set_progress_handler(lambda: int(self.halted), _STOP_CHECK_OPCODES)
+        self.connection.set_progress_handler(lambda: int(self.halted), STOP_CHECK_OPCODES)
         self.connection.execute("BEGIN")
         try:
             self._take_lock(deadline)
@@ -127,6 +127,10 @@ class Snapshot:
         """
         if self.halted:
             raise Halted
+
+    def has_changed(self) -> bool:
+        """Return whether what was read may be of no state at all, because nothing kept it from changing."""
+        return False
 
     async def run_off_loop(self, function: Callable[[Snapshot], T]) -> T:
         """Run `function` on this state, where callbacks run. If the caller is cancelled, it stops before."""
@@ -227,17 +231,25 @@ class SnapshotWork(Generic[T]):
         deadline: until when locks are waited for.
         function: takes the snapshot. It may run several times: after a halt or a change of the file, what it raised is
             dropped.
+        open_snapshot: opens the file at a path; by default as it is read while others write to it.
 
     Attributes:
         outcome: the outcome of `function`.
         idle: set while no connection is open.
     """
 
-    def __init__(self, path: str, deadline: float, function: Callable[[Snapshot], T]) -> None:
+    def __init__(
+        self,
+        path: str,
+        deadline: float,
+        function: Callable[[Snapshot], T],
+        open_snapshot: Callable[[str], Snapshot] | None = None,
+    ) -> None:
         self.outcome: Future[T] = Future()
         self._path = path
         self._deadline = deadline
         self._function = function
+        self._open_snapshot = open_snapshot
         self._process = os.getpid()
         self._stopped = False
         self._snapshot: Snapshot | None = None
@@ -301,11 +313,16 @@ class SnapshotWork(Generic[T]):
                 pass  # for a fork: the next attempt waits for it. If the work was stopped, the next attempt raises.
 
     def _attempt(self, may_be_immutable: bool) -> T:
+        may_be_immutable = may_be_immutable and self._open_snapshot is None
         immutable_stat = _stat_if_not_open(self._path) if may_be_immutable else None
         with _opening:
             if self._stopped:
                 raise StorageError(f"the work on {self._path} was stopped: it was cancelled, or the program ends")
-            snapshot = _FileSnapshot(self._path, immutable_stat)
+            snapshot: Snapshot
+            if self._open_snapshot is None:
+                snapshot = _FileSnapshot(self._path, immutable_stat)
+            else:
+                snapshot = self._open_snapshot(self._path)
             self.idle.clear()
             self._snapshot = snapshot
         try:

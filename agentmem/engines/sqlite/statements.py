@@ -18,86 +18,86 @@ from typing import Any, ClassVar, Protocol
 from .. import operations
 from ..base import Reading
 from ..readings import MAX_INLINE_BYTES, SLICE_BYTES, Joined, feed
-from .schema import POSITION_BITS
 
 _NEWEST_FIRST = """
-    SELECT item_key & 0xFFFFFFFF, CAST(item AS BLOB) FROM agentmem_items
-    WHERE item_key >= (SELECT session_key << 32 FROM agentmem_sessions WHERE session_id = :session_id)
-      AND item_key < (SELECT (session_key + 1) << 32 FROM agentmem_sessions WHERE session_id = :session_id)
-    ORDER BY item_key DESC
+    SELECT position, CAST(item AS BLOB) FROM agentmem_items
+    WHERE session_key = (SELECT session_key FROM agentmem_sessions WHERE session_id = ?) ORDER BY position DESC
 """
 
 # The rows come as one value, because sqlite3 releases and takes Python's interpreter lock for each row: 20 rows took
 # 32 µs more than one row while the event loop ran on another core. group_concat keeps the order of a subquery that has
-# a LIMIT.
+# a LIMIT. Rows of erased items are left out, because they cannot be told in the joined text.
 _NEWEST_JOINED = """
     SELECT CAST(ifnull(group_concat(ifnull(item, '')), '') AS BLOB), count(*), min(position)
     FROM (
-        SELECT item_key & 0xFFFFFFFF AS position, item FROM agentmem_items
-        WHERE item_key >= (SELECT session_key << 32 FROM agentmem_sessions WHERE session_id = ?)
-          AND item_key < (SELECT (session_key + 1) << 32 FROM agentmem_sessions WHERE session_id = ?)
-        ORDER BY item_key DESC LIMIT ?
+        SELECT position, item FROM agentmem_items
+        WHERE session_key = (SELECT session_key FROM agentmem_sessions WHERE session_id = ?) AND item IS NOT ''
+        ORDER BY position DESC LIMIT ?
     )
 """
 
 # Ids are compared by their bytes in UTF-8, as they are stored. An id that is not a text, which only another program can
 # have stored, is left out, because no caller can name it (sqlite.org/datatype3.html#sort_order).
 _SESSIONS = """
-    SELECT CAST(session_id AS BLOB), CAST(next_position AS INTEGER) FROM agentmem_sessions
+    SELECT CAST(session_id AS BLOB), CAST(length AS INTEGER) FROM agentmem_sessions
     WHERE session_id > CAST(? AS TEXT) AND typeof(session_id) = 'text' ORDER BY session_id LIMIT ?
 """
 _FIRST_SESSIONS = _SESSIONS.replace(">", ">=")
 
 _OLDEST_FIRST = """
-    SELECT item_key & 0xFFFFFFFF, CAST(item AS BLOB) FROM agentmem_items
-    WHERE item_key >= (SELECT (session_key << 32) + :start FROM agentmem_sessions WHERE session_id = :session_id)
-      AND item_key < (SELECT (session_key + 1) << 32 FROM agentmem_sessions WHERE session_id = :session_id)
-    ORDER BY item_key LIMIT :max_rows
+    SELECT position, CAST(item AS BLOB) FROM agentmem_items
+    WHERE session_key = (SELECT session_key FROM agentmem_sessions WHERE session_id = ?) AND position >= ?
+    ORDER BY position LIMIT ?
 """
 
-_SET_NEXT_POSITION = "UPDATE agentmem_sessions SET next_position = ?, updated_at = ? WHERE session_key = ?"
+_ADD_SESSION = """
+    INSERT INTO agentmem_sessions (session_id, length, updated_at, stored_at, created_at) VALUES (?, ?, ?, ?, ?)
+"""
+_ADD_ITEMS = "INSERT INTO agentmem_items (session_key, position, created_at, item) VALUES (?, ?, ?, ?)"
+_SET_LENGTH = "UPDATE agentmem_sessions SET length = ?, updated_at = ?, stored_at = ? WHERE session_key = ?"
+_CUT = "UPDATE agentmem_sessions SET length = ?, updated_at = ?, stored_at = ?, edits = edits + 1 WHERE session_key = ?"
+
+CLEARED_AT_ONCE = 256
+"""How many items a session may have whose clear removes them all in its transaction. Those of a longer one go in slices
+of as many; see ``removal``, also for what this number comes from."""
 
 
-def append_all(raw: sqlite3.Connection, appends: Sequence[Append], now: float) -> None:
+def append_all(raw: sqlite3.Connection, appends: Sequence[Append], now: int) -> None:
     """Do several appends, in order, with shared statements; inside the caller's transaction.
 
     Args:
         raw: the connection.
         appends: the appends; several may be to one session.
-        now: the time to store, in seconds since 1970.
+        now: the time to store, in microseconds since 1970.
     """
-    sessions = _find_sessions(raw, list({append.session_id for append in appends}))
-    rows: list[tuple[int, float, str]] = []
+    added: dict[str, int] = {}
     for append in appends:
-        if append.session_id not in sessions:
-            sessions[append.session_id] = (_create_session(raw, append.session_id, now), 0)
-        key, position = sessions[append.session_id]
-        first = (key << POSITION_BITS) + position
-        rows += [(first + index, now, item) for index, item in enumerate(append.rows)]
-        sessions[append.session_id] = (key, position + len(append.rows))
-    raw.executemany("INSERT INTO agentmem_items (item_key, created_at, item) VALUES (?, ?, ?)", rows)
-    raw.executemany(_SET_NEXT_POSITION, [(position, now, key) for key, position in sessions.values()])
+        added[append.session_id] = added.get(append.session_id, 0) + len(append.rows)
+    places = _find_sessions(raw, list(added))
+    raw.executemany(_SET_LENGTH, [(position + added[name], now, now, key) for name, (key, position) in places.items()])
+    for session_id in [name for name in added if name not in places]:
+        # With its length at once: one change of the row and of its indexes.
+        key = raw.execute(_ADD_SESSION, (session_id, added[session_id], now, now, now)).lastrowid
+        assert key is not None  # an INSERT always sets it
+        places[session_id] = (key, 0)
+    rows: list[tuple[int, int, int, str]] = []
+    for append in appends:
+        key, position = places[append.session_id]
+        rows += [(key, position + index, now, item) for index, item in enumerate(append.rows)]
+        places[append.session_id] = (key, position + len(append.rows))
+    raw.executemany(_ADD_ITEMS, rows)
 
 
 def _find_sessions(raw: sqlite3.Connection, session_ids: list[str]) -> dict[str, tuple[int, int]]:
-    """Return the key and the next position of each of these sessions that exists."""
+    """Return the key and the length of each of these sessions that exists."""
     # The last id is repeated up to a power of two, so that there are few different statements: sqlite3 caches them.
     wanted = session_ids + session_ids[-1:] * ((1 << (len(session_ids) - 1).bit_length()) - len(session_ids))
     marks = ", ".join("?" * len(wanted))
     found = raw.execute(
-        f"SELECT session_id, session_key, next_position FROM agentmem_sessions WHERE session_id IN ({marks})",  # noqa: S608  the marks are only "?"
+        f"SELECT session_id, session_key, length FROM agentmem_sessions WHERE session_id IN ({marks})",  # noqa: S608  the marks are only "?"
         wanted,
     )
     return {session_id: (key, position) for session_id, key, position in found}
-
-
-def _create_session(raw: sqlite3.Connection, session_id: str, now: float) -> int:
-    key = raw.execute(
-        "INSERT INTO agentmem_sessions (session_id, next_position, created_at, updated_at) VALUES (?, 0, ?, ?)",
-        (session_id, now, now),
-    ).lastrowid
-    assert key is not None  # an INSERT always sets it
-    return key
 
 
 class Write(Protocol):
@@ -111,12 +111,16 @@ class Write(Protocol):
     def is_alone(self) -> bool:
         """Whether the write needs a transaction of its own."""
 
-    def apply(self, raw: sqlite3.Connection, now: float) -> object:
+    @property
+    def removes_sessions(self) -> bool:
+        """Whether the write may leave items of sessions that are gone; see ``removal``."""
+
+    def apply(self, raw: sqlite3.Connection, now: int) -> object:
         """Do the write, inside the caller's transaction.
 
         Args:
             raw: the connection.
-            now: the time to store, in seconds since 1970.
+            now: the time to store, in microseconds since 1970.
 
         Returns:
             The result of the engine's method.
@@ -139,8 +143,9 @@ class Append(operations.Append):
 
     __slots__ = ()
     is_alone: ClassVar[bool] = False
+    removes_sessions: ClassVar[bool] = False
 
-    def apply(self, raw: sqlite3.Connection, now: float) -> None:
+    def apply(self, raw: sqlite3.Connection, now: int) -> None:
         append_all(raw, [self], now)
 
 
@@ -149,14 +154,19 @@ class Pop(operations.Pop):
 
     __slots__ = ()
     is_alone: ClassVar[bool] = True
+    removes_sessions: ClassVar[bool] = False
 
-    def apply(self, raw: sqlite3.Connection, now: float) -> object:
+    def apply(self, raw: sqlite3.Connection, now: int) -> object:
         _feed_newest_first(raw, self.session_id, self.reading)
         oldest = self.reading.oldest
-        key = _session_key(raw, self.session_id)
+        key, _ = _find_sessions(raw, [self.session_id]).get(self.session_id, (None, 0))
         if oldest is not None and key is not None:
-            _delete_items_from(raw, key, oldest)
-            raw.execute(_SET_NEXT_POSITION, (oldest, now, key))
+            raw.execute("DELETE FROM agentmem_items WHERE session_key = ? AND position >= ?", (key, oldest))
+            # A key of an append stays: the append is not to be done again because its items were removed.
+            raw.execute(
+                "DELETE FROM agentmem_notes WHERE session_key = ? AND position >= ? AND kind <> 'key'", (key, oldest)
+            )
+            raw.execute(_CUT, (oldest, now, now, key))
         return self.reading.result()
 
 
@@ -165,12 +175,24 @@ class Clear(operations.Clear):
 
     __slots__ = ()
     is_alone: ClassVar[bool] = False
+    removes_sessions: ClassVar[bool] = True
 
-    def apply(self, raw: sqlite3.Connection, now: float) -> None:
-        key = _session_key(raw, self.session_id)
-        if key is not None:
-            _delete_items_from(raw, key, 0)
-            raw.execute("DELETE FROM agentmem_sessions WHERE session_key = ?", (key,))
+    def apply(self, raw: sqlite3.Connection, now: int) -> None:
+        # Also where there is no session yet: whoever holds the lock must not store what was begun before the clear.
+        raw.execute("DELETE FROM agentmem_locks WHERE session_id = ?", (self.session_id,))
+        found = raw.execute(
+            "SELECT session_key, CAST(length AS INTEGER) - first_position FROM agentmem_sessions WHERE session_id = ?",
+            (self.session_id,),
+        ).fetchone()
+        if found is None:
+            return
+        key, count = found
+        if count > CLEARED_AT_ONCE:
+            raw.execute("INSERT INTO agentmem_removed (session_key) VALUES (?)", (key,))
+        else:
+            raw.execute("DELETE FROM agentmem_items WHERE session_key = ?", (key,))
+            raw.execute("DELETE FROM agentmem_notes WHERE session_key = ?", (key,))
+        raw.execute("DELETE FROM agentmem_sessions WHERE session_key = ?", (key,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +251,7 @@ class ReadSlice:
     max_rows: int
 
     def apply(self, raw: sqlite3.Connection) -> list[tuple[int, bytes]]:
-        values = {"session_id": self.session_id, "start": self.start, "max_rows": self.max_rows}
+        values = (self.session_id, self.start, self.max_rows)
         rows: list[tuple[int, bytes]] = []
         size_bytes = 0
         with closing(raw.execute(_OLDEST_FIRST, values)) as cursor:  # ends the statement if rows are left
@@ -239,18 +261,6 @@ class ReadSlice:
                 if size_bytes >= SLICE_BYTES:
                     break
         return rows
-
-
-def _session_key(raw: sqlite3.Connection, session_id: str) -> int | None:
-    found = raw.execute("SELECT session_key FROM agentmem_sessions WHERE session_id = ?", (session_id,)).fetchone()
-    return None if found is None else found[0]
-
-
-def _delete_items_from(raw: sqlite3.Connection, key: int, position: int) -> None:
-    raw.execute(
-        "DELETE FROM agentmem_items WHERE item_key >= ? AND item_key < ?",
-        ((key << POSITION_BITS) + position, (key + 1) << POSITION_BITS),
-    )
 
 
 _joins_nul: bool | None = None
@@ -278,7 +288,7 @@ def read_newest_joined(raw: sqlite3.Connection, session_id: str, max_rows: int) 
     # feeds them one by one (sqlite.org/c3ref/c_limit_attached.html#sqlitelimitlength).
     limit = raw.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_INLINE_BYTES)
     try:
-        joined: Joined = raw.execute(_NEWEST_JOINED, (session_id, session_id, max_rows)).fetchone()
+        joined: Joined = raw.execute(_NEWEST_JOINED, (session_id, max_rows)).fetchone()
     except sqlite3.DataError:
         return None
     finally:
@@ -290,7 +300,7 @@ def _feed_newest_first(raw: sqlite3.Connection, session_id: str, reading: Readin
     wanted = reading.first
     if not wanted:
         return
-    cursor = raw.execute(_NEWEST_FIRST, {"session_id": session_id})
+    cursor = raw.execute(_NEWEST_FIRST, (session_id,))
     try:
         while wanted:
             rows = cursor.fetchmany(wanted)

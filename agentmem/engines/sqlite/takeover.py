@@ -39,36 +39,39 @@ CHECK_WAIT_S = 5.0
 """How long :func:`check_source` waits for a lock that others hold, in seconds."""
 
 _ADD_SESSIONS = """
-    INSERT INTO agentmem_sessions (session_id, next_position, created_at, updated_at)
+    INSERT INTO agentmem_sessions (session_id, length, created_at, updated_at, stored_at)
     SELECT
         m.session_id, m.items,
-        coalesce(CAST(strftime('%s', s.created_at) AS INTEGER), CAST(strftime('%s', m.oldest) AS INTEGER), :now),
-        coalesce(CAST(strftime('%s', s.updated_at) AS INTEGER), CAST(strftime('%s', m.newest) AS INTEGER), :now)
+        coalesce(strftime('%s', s.created_at) * 1000000, strftime('%s', m.oldest) * 1000000, :now),
+        coalesce(strftime('%s', s.updated_at) * 1000000, strftime('%s', m.newest) * 1000000, :now),
+        :now
     FROM (
         SELECT session_id, count(*) AS items, min(created_at) AS oldest, max(created_at) AS newest
         FROM {messages} {index_hint} WHERE id > :after AND {valid_id} GROUP BY session_id
     ) AS m LEFT JOIN {sessions} AS s ON s.session_id = m.session_id
     WHERE true  -- without it, SQLite would parse ON CONFLICT as a condition of the join
     ON CONFLICT (session_id) DO UPDATE SET
-        next_position = next_position + excluded.next_position,
+        length = length + excluded.length,
         created_at = min(created_at, excluded.created_at),
-        updated_at = max(updated_at, excluded.updated_at)
+        updated_at = max(updated_at, excluded.updated_at),
+        stored_at = excluded.stored_at
 """
 
-# _ADD_SESSIONS has already raised next_position, so positions are counted back from there. Only ids pass through the
-# window function. CROSS JOIN fixes the order of the loops: by session and id, so that the table grows at its end.
+# _ADD_SESSIONS has already raised the lengths, so positions are counted back from there. Items are stored in the order
+# of the SDK's ids, in which they arrived. Only ids pass through the window function. CROSS JOIN fixes the order of the
+# loops, and the LIMIT keeps that of the subquery, so that the table grows at its end.
 _ADD_ITEMS = """
-    INSERT INTO agentmem_items (item_key, created_at, item)
+    INSERT INTO agentmem_items (session_key, position, created_at, item)
     SELECT
-        (session_key << 32) + next_position - items + place - 1,
-        coalesce(CAST(strftime('%s', m.created_at) AS INTEGER), :now),
+        session_key, length - items + place - 1,
+        coalesce(strftime('%s', m.created_at) * 1000000, :now),
         message_data
     FROM (
         SELECT
             id, session_id,
             row_number() OVER (PARTITION BY session_id ORDER BY id) AS place,
             count(*) OVER (PARTITION BY session_id) AS items
-        FROM {messages} {index_hint} WHERE id > :after AND {valid_id}
+        FROM {messages} {index_hint} WHERE id > :after AND {valid_id} ORDER BY id LIMIT -1
     ) AS p
     CROSS JOIN agentmem_sessions AS a ON a.session_id = p.session_id
     CROSS JOIN {messages} AS m ON m.id = p.id
@@ -106,7 +109,7 @@ def has_new_rows(raw: sqlite3.Connection, tables: SDKTables) -> bool:
     return after is None or (source.messages is not None and source.newest_id() > after)
 
 
-def take_over(raw: sqlite3.Connection, tables: SDKTables, now: float) -> Takeover:
+def take_over(raw: sqlite3.Connection, tables: SDKTables, now: int) -> Takeover:
     """Take over the new rows of the SDK's tables in this file.
 
     If there is no table of messages, only a bookmark is stored, so that the file is bound to their names.
@@ -129,7 +132,7 @@ def take_over(raw: sqlite3.Connection, tables: SDKTables, now: float) -> Takeove
     return replace(done, skipped=source.invalid_ids(after or 0))
 
 
-def take_over_and_count(raw: sqlite3.Connection, tables: SDKTables, now: float) -> Takeover:
+def take_over_and_count(raw: sqlite3.Connection, tables: SDKTables, now: int) -> Takeover:
     """Do :func:`take_over`, and also report what was taken over before and every session id that is refused.
 
     The table of messages must exist; see :func:`check_source`.
@@ -142,7 +145,7 @@ def take_over_and_count(raw: sqlite3.Connection, tables: SDKTables, now: float) 
     return replace(take_over(raw, tables, now), already_taken=already_taken, skipped=source.invalid_ids(0))
 
 
-def import_from(raw: sqlite3.Connection, path: str, tables: SDKTables, now: float) -> Takeover:
+def import_from(raw: sqlite3.Connection, path: str, tables: SDKTables, now: int) -> Takeover:
     """Take over the new rows of the SDK's tables in another file, which is opened read-only.
 
     Raises:
@@ -176,7 +179,7 @@ def check_source(path: str, tables: SDKTables) -> None:
         pass
 
 
-def _copy(raw: sqlite3.Connection, source: Source, after: int, now: float) -> Takeover:
+def _copy(raw: sqlite3.Connection, source: Source, after: int, now: int) -> Takeover:
     """Copy the rows after the id `after` into agentmem's tables."""
     values = {"after": after, "now": now}
     # The SDK's index has the rows by session. The first time, this saves sorting all of them. Later, all of it would be

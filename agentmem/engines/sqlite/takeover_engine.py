@@ -14,7 +14,7 @@ from weakref import WeakSet
 
 from .engine import SQLiteEngine
 from .pool import Pool
-from .schema import upgrade
+from .schema import create_or_upgrade
 from .sdk_tables import SDKTables
 from .statements import Read, Write
 from .takeover import Takeover, has_new_rows, import_from, take_over, take_over_and_count
@@ -115,12 +115,13 @@ class ImportHistory:
     """Take over on the user's command: from the SDK's tables in this file, or from another file at `path`."""
 
     is_alone: ClassVar[bool] = True
+    removes_sessions: ClassVar[bool] = False
     session_id: ClassVar[None] = None
     tables: SDKTables
     path: str | None = None
 
-    def apply(self, raw: sqlite3.Connection, now: float) -> Takeover:
-        upgrade(raw)
+    def apply(self, raw: sqlite3.Connection, now: int) -> Takeover:
+        create_or_upgrade(raw)
         if self.path is None:
             return take_over_and_count(raw, self.tables, now)
         return import_from(raw, self.path, self.tables, now)
@@ -131,11 +132,12 @@ class TakeOver:
     """Take over the SDK's new rows."""
 
     is_alone: ClassVar[bool] = False
+    removes_sessions: ClassVar[bool] = False
     session_id: ClassVar[None] = None
     tables: SDKTables
 
-    def apply(self, raw: sqlite3.Connection, now: float) -> Takeover:
-        upgrade(raw)
+    def apply(self, raw: sqlite3.Connection, now: int) -> Takeover:
+        create_or_upgrade(raw)
         return take_over(raw, self.tables, now)
 
 
@@ -160,12 +162,17 @@ class TakeOverAndWrite:
         return self.write.is_alone
 
     @property
+    def removes_sessions(self) -> bool:
+        """Whether the write may leave items of sessions that are gone."""
+        return self.write.removes_sessions
+
+    @property
     def session_id(self) -> str | None:
         """The session of the write."""
         return self.write.session_id
 
-    def apply(self, raw: sqlite3.Connection, now: float) -> object:
-        upgrade(raw)
+    def apply(self, raw: sqlite3.Connection, now: int) -> object:
+        create_or_upgrade(raw)
         if take_over(raw, self.tables, now).skipped:
             raise SessionsToWarnOf
         return self.write.apply(raw, now)

@@ -200,7 +200,7 @@ def _is_quick(group: Sequence[Job[Any]]) -> bool:
 
 def _write(connection: Connection, writes: Sequence[Write], name: str) -> list[object]:
     """Do these writes in one transaction."""
-    raw, now = connection.raw, time.time()
+    raw, now = connection.raw, time.time_ns() // 1000
     results: list[object] = []
     with Transaction(connection):
         refuse_newer(raw, name)
@@ -217,4 +217,6 @@ def _write(connection: Connection, writes: Sequence[Write], name: str) -> list[o
         if connection.checkpoints is not None:
             appended = (row for write in writes if isinstance(write, Append) for row in write.rows)
             connection.checkpoints.wrote(len({write.session_id for write in writes}), sum(map(len, appended)))
+    if connection.removals is not None and any(write.removes_sessions for write in writes):
+        connection.removals.look()
     return results

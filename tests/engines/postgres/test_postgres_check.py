@@ -59,15 +59,15 @@ def lines(report: CheckReport) -> list[str]:
             ["session 'user_1', position 1: missing, up to position 2"],
         ),
         (
-            "UPDATE agentmem_sessions SET next_position = 7 WHERE session_id = 'user_2'",
+            "UPDATE agentmem_sessions SET length = 7 WHERE session_id = 'user_2'",
             ["session 'user_2', position 5: missing, up to position 6"],
         ),
         (
-            "UPDATE agentmem_sessions SET next_position = 3 WHERE session_id = 'user_0'",
+            "UPDATE agentmem_sessions SET length = 3 WHERE session_id = 'user_0'",
             ["session 'user_0', position 3: not below the session's next position, 3, up to position 4"],
         ),
         (
-            "UPDATE agentmem_sessions SET next_position = -1 WHERE session_id = 'user_1'",
+            "UPDATE agentmem_sessions SET length = -1 WHERE session_id = 'user_1'",
             [
                 "session 'user_1': its next position is -1",
                 "session 'user_1', position 0: not below the session's next position, -1, up to position 4",
@@ -92,6 +92,16 @@ def lines(report: CheckReport) -> list[str]:
         (
             "DELETE FROM agentmem_sessions",
             [f"items of session 'user_{number}', which does not exist" for number in range(3)],
+        ),
+        (
+            "INSERT INTO agentmem_notes SELECT 'gone_' || n % 3, 'usage', n, 0, '{}' FROM generate_series(1, 9) AS n;"
+            "INSERT INTO agentmem_notes VALUES ('user_1', 'usage', '1', 0, '{}')",
+            [f"notes of session 'gone_{number}', which does not exist" for number in range(3)],
+        ),
+        (
+            # A lock is kept apart from the session, which may come later.
+            "INSERT INTO agentmem_locks VALUES ('new', 'token', 'holder', now(), now(), now())",
+            [],
         ),
         (
             "UPDATE agentmem_items SET position = position + 1 WHERE session_id = 'user_0' AND position = 4",
@@ -135,7 +145,7 @@ def in_sqlite(change: Change) -> str:
     return {
         "lose": f"DELETE FROM agentmem_items WHERE item_key = {key}",
         "break": f"UPDATE agentmem_items SET item = 'broken' WHERE item_key = {key}",
-        **of_a_session(change),
+        **of_a_session(change, "next_position"),
     }[change.kind]
 
 
@@ -144,14 +154,14 @@ def in_postgresql(change: Change) -> str:
     return {
         "lose": f"DELETE FROM agentmem_items WHERE {where}",
         "break": f"UPDATE agentmem_items SET item = 'broken' WHERE {where}",
-        **of_a_session(change),
+        **of_a_session(change, "length"),
     }[change.kind]
 
 
-def of_a_session(change: Change) -> dict[str, str]:
+def of_a_session(change: Change, length: str) -> dict[str, str]:
     where = f"WHERE session_id = 'user_{change.session}'"
     return {
-        "end": f"UPDATE agentmem_sessions SET next_position = {change.number} {where}",
+        "end": f"UPDATE agentmem_sessions SET {length} = {change.number} {where}",
         "forget": f"DELETE FROM agentmem_sessions {where}",
     }
 

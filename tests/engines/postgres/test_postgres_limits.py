@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import tracemalloc
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from in_postgres import all_stored, connected, locked, until
@@ -18,7 +20,8 @@ from agentmem.items import Item
 
 pytest.importorskip("asyncpg", reason="asyncpg is not installed")
 
-from agentmem.engines.postgres import engine, pool, writes
+from agentmem.engines.postgres import engine, pool, statements, writes
+from agentmem.engines.postgres.schema import SCHEMA_VERSION
 
 pytestmark = pytest.mark.anyio
 
@@ -35,9 +38,7 @@ async def test_a_clear_of_many_leaves_alone_what_others_make_at_that_moment(post
             async with AsyncSessionStore(postgres.url) as other:
                 await other.session("new").add_items([ONE])
             async with connected(postgres) as connection, connection.transaction():  # an append that is under way
-                await connection.execute(
-                    "UPDATE agentmem.agentmem_sessions SET next_position = 2 WHERE session_id = 'new'"
-                )
+                await connection.execute("UPDATE agentmem.agentmem_sessions SET length = 2 WHERE session_id = 'new'")
                 await connection.execute(
                     "INSERT INTO agentmem.agentmem_items (session_id, position, item) VALUES ('new', 1, '{}')"
                 )
@@ -81,6 +82,27 @@ async def test_long_items_of_many_sessions_go_in_several_statements_and_are_all_
         transactions = int(postgres.sql("SELECT pg_current_xact_id()::text::bigint")) - before
     assert all_stored(postgres) == {f"user {number}": [long] for number in range(20)}
     assert transactions >= 20
+
+
+async def test_no_statement_of_the_largest_size_seems_so_costly_that_the_server_would_compile_it_first(
+    postgres: PostgresServer,
+) -> None:
+    async with AsyncSessionStore(postgres.url) as store:
+        await store.open()  # the tables are new: the planner knows nothing of them
+    sql = statements.Statements("agentmem")
+    ids = [f"user {number}" for number in range(pool.MAX_WRITES)]
+    values = statements.append_values((session_id, ["{}"] * 4) for session_id in ids)
+    wanted = ids[: pool.MAX_READS], statements.array([64] * pool.MAX_READS), 1_000_000
+    async with connected(postgres) as connection:
+        compiled_above = float(
+            await connection.fetchval("SELECT boot_val FROM pg_settings WHERE name = 'jit_above_cost'")
+        )
+        for statement, arguments in (
+            (sql.append, ("1s", "1s", uuid4(), 1, SCHEMA_VERSION, *values)),
+            (sql.newest_joined, wanted),
+        ):
+            plan = json.loads(await connection.fetchval(f"EXPLAIN (FORMAT JSON) {statement}", *arguments))
+            assert plan[0]["Plan"]["Total Cost"] < compiled_above / 10
 
 
 async def test_what_is_more_than_postgresql_takes_at_once_is_refused_by_name_and_nothing_is_sent(

@@ -71,6 +71,9 @@ async def test_the_tables_are_made_with_the_first_call_and_never_again(database:
     assert [line for line in made if line not in before and not line.startswith("i|")] == [
         "schema|agentmem|agentmem",
         "r|agentmem.agentmem_items|agentmem",
+        "S|agentmem.agentmem_items_sequence_seq|agentmem",
+        "r|agentmem.agentmem_locks|agentmem",
+        "r|agentmem.agentmem_notes|agentmem",
         "r|agentmem.agentmem_schema|agentmem",
         "r|agentmem.agentmem_sessions|agentmem",
         "r|agentmem.agentmem_writers|agentmem",
@@ -156,7 +159,7 @@ async def test_many_pools_on_several_event_loops_that_find_no_tables_make_them_o
     with ThreadPoolExecutor(3) as threads:
         running = asyncio.get_running_loop()
         await asyncio.gather(*(running.run_in_executor(threads, asyncio.run, use(loop)) for loop in range(3)))
-    assert database.sql("SELECT count(*), max(next_position) FROM agentmem.agentmem_sessions") == "24|1"
+    assert database.sql("SELECT count(*), max(length) FROM agentmem.agentmem_sessions") == "24|1"
     assert database.sql("SELECT count(*) FROM agentmem.agentmem_schema") == "1"
 
 

@@ -48,23 +48,50 @@ async def test_the_tables_have_the_columns_that_others_may_rely_on(database: Pos
         "agentmem_items|position|bigint|NO|",
         "agentmem_items|created_at|timestamp with time zone|NO|",
         "agentmem_items|item|text|NO|",
+        "agentmem_items|sequence|bigint|NO|",
+        "agentmem_locks|session_id|text|NO|C",
+        "agentmem_locks|token|text|NO|",
+        "agentmem_locks|holder|text|NO|",
+        "agentmem_locks|since|timestamp with time zone|NO|",
+        "agentmem_locks|renewed_at|timestamp with time zone|NO|",
+        "agentmem_locks|until|timestamp with time zone|NO|",
+        "agentmem_notes|session_id|text|NO|C",
+        "agentmem_notes|kind|text|NO|C",
+        "agentmem_notes|name|text|NO|C",
+        "agentmem_notes|position|bigint|YES|",
+        "agentmem_notes|value|text|NO|",
         "agentmem_schema|version|integer|NO|",
         "agentmem_sessions|session_id|text|NO|C",
-        "agentmem_sessions|next_position|bigint|NO|",
+        "agentmem_sessions|length|bigint|NO|",
         "agentmem_sessions|created_at|timestamp with time zone|NO|",
         "agentmem_sessions|updated_at|timestamp with time zone|NO|",
+        "agentmem_sessions|first_position|bigint|NO|",
+        "agentmem_sessions|edits|bigint|NO|",
+        "agentmem_sessions|owner|text|YES|C",
+        "agentmem_sessions|title|text|YES|",
+        "agentmem_sessions|metadata|text|YES|",
+        "agentmem_sessions|stored_at|timestamp with time zone|NO|",
+        "agentmem_sessions|expires_at|timestamp with time zone|YES|",
+        "agentmem_sessions|forked_from|text|YES|C",
+        "agentmem_sessions|forked_length|bigint|YES|",
         "agentmem_writers|writer|uuid|NO|",
         "agentmem_writers|number|bigint|NO|",
         "agentmem_writers|updated_at|timestamp with time zone|NO|",
     ]
-    keys = database.sql("""
-        SELECT conrelid::regclass::text, pg_get_constraintdef(oid) FROM pg_constraint
-        WHERE connamespace = 'agentmem'::regnamespace AND contype IN ('p', 'u', 'f', 'c') ORDER BY 1
+    indexes = database.sql("""
+        SELECT replace(pg_get_indexdef(indexrelid), 'agentmem.', '') FROM pg_index JOIN pg_class ON oid = indrelid
+        WHERE relnamespace = 'agentmem'::regnamespace ORDER BY 1
     """)
-    assert keys.splitlines() == [
-        'agentmem.agentmem_items|PRIMARY KEY (session_id, "position")',
-        "agentmem.agentmem_sessions|PRIMARY KEY (session_id)",
-        "agentmem.agentmem_writers|PRIMARY KEY (writer)",
+    assert [line.removeprefix("CREATE ") for line in indexes.splitlines()] == [
+        "INDEX agentmem_sessions_forked_from ON agentmem_sessions USING btree (forked_from) "
+        "WHERE (forked_from IS NOT NULL)",
+        "INDEX agentmem_sessions_owner ON agentmem_sessions USING btree (owner, updated_at, session_id)",
+        'UNIQUE INDEX agentmem_items_pkey ON agentmem_items USING btree (session_id, "position")',
+        "UNIQUE INDEX agentmem_items_sequence ON agentmem_items USING btree (sequence)",
+        "UNIQUE INDEX agentmem_locks_pkey ON agentmem_locks USING btree (session_id)",
+        "UNIQUE INDEX agentmem_notes_pkey ON agentmem_notes USING btree (session_id, kind, name)",
+        "UNIQUE INDEX agentmem_sessions_pkey ON agentmem_sessions USING btree (session_id)",
+        "UNIQUE INDEX agentmem_writers_pkey ON agentmem_writers USING btree (writer)",
     ]
 
 
@@ -155,6 +182,60 @@ async def test_a_session_knows_when_it_began_and_when_it_was_changed(database: P
         of_item = await other.fetchval("SELECT created_at FROM agentmem.agentmem_items")
     assert created == still == same == of_item
     assert before < first < second < third < after
+
+
+NOTES = [
+    ("below", 0),
+    ("at the cut", 2),
+    ("above", 3),
+    ("about the session", None),
+]
+
+
+async def test_a_pop_counts_as_an_edit_and_takes_the_notes_on_what_it_removes_but_no_keys_of_appends(
+    database: PostgresDatabase,
+) -> None:
+    state = """
+        SELECT length, edits, first_position, stored_at = updated_at, updated_at > created_at
+        FROM agentmem.agentmem_sessions WHERE session_id = 'user_123'
+    """
+    async with AsyncSessionStore(database.url) as store, connected(database.url) as other:
+        session = store.session("user_123")
+        await session.add_items([ONE, ONE])
+        await session.add_items([ONE, ONE])
+        assert tuple(await other.fetchrow(state)) == (4, 0, 0, True, True)
+        await store.session("other").add_items([ONE] * 4)
+        notes = [
+            (session_id, kind, name, position)
+            for session_id in ("user_123", "other")
+            for kind in ("key", "summary")
+            for name, position in NOTES
+        ]
+        await other.executemany("INSERT INTO agentmem.agentmem_notes VALUES ($1, $2, $3, $4, '{}')", notes)
+        await session.pop_item()
+        await session.pop_item()
+        assert tuple(await other.fetchrow(state)) == (2, 2, 0, True, True)
+        left = await other.fetch("SELECT session_id, kind, name, position FROM agentmem.agentmem_notes")
+        removed = {("user_123", "summary", "at the cut", 2), ("user_123", "summary", "above", 3)}
+        assert {tuple(row) for row in left} == set(notes) - removed
+        await session.clear_session()
+        await session.pop_item()  # of nothing, which changes nothing
+        await session.add_items([ONE])
+        assert tuple(await other.fetchrow(state)) == (1, 0, 0, True, False)
+
+
+async def test_a_clear_takes_the_notes_and_the_lock_of_its_session_alone(database: PostgresDatabase) -> None:
+    async with AsyncSessionStore(database.url) as store:
+        for name in ("user_123", "other"):
+            await store.session(name).add_items([ONE])
+            database.sql(f"""
+                INSERT INTO agentmem.agentmem_notes VALUES
+                    ('{name}', 'key', 'a', 0, '{{}}'), ('{name}', 'usage', 'b', NULL, '{{}}');
+                INSERT INTO agentmem.agentmem_locks VALUES ('{name}', 'token', 'holder', now(), now(), now())
+            """)
+        await store.session("user_123").clear_session()
+    tables = "SELECT session_id FROM agentmem.agentmem_notes UNION ALL SELECT session_id FROM agentmem.agentmem_locks"
+    assert database.sql(tables).splitlines() == ["other"] * 3
 
 
 # What a commit promises

@@ -112,10 +112,10 @@ async def test_numbers_of_a_schema_that_a_newer_agentmem_has_upgraded_stay_as_th
 ) -> None:
     async with AsyncSessionStore(postgres.url) as store:
         await store.session("user_1").add_items(numbered(0))
-        postgres.sql("UPDATE agentmem.agentmem_schema SET version = 2")
+        postgres.sql("UPDATE agentmem.agentmem_schema SET version = version + 1")
         before = writers(postgres)
     assert (before, writers(postgres)) == (1, 1)
-    postgres.sql("UPDATE agentmem.agentmem_schema SET version = 1")
+    postgres.sql("UPDATE agentmem.agentmem_schema SET version = version - 1")
     assert stored(postgres, "user_1") == numbered(0)
 
 
@@ -158,7 +158,7 @@ async def test_a_check_reads_sessions_without_items_in_pages_wherever_they_are(
         postgres.sql(
             f"INSERT INTO agentmem.agentmem_sessions SELECT '{prefix}' || n, 0 FROM generate_series(1, {count}) AS n"
         )
-    postgres.sql("UPDATE agentmem.agentmem_sessions SET next_position = 1 WHERE session_id IN ('a7', 'c50', 'e33')")
+    postgres.sql("UPDATE agentmem.agentmem_sessions SET length = 1 WHERE session_id IN ('a7', 'c50', 'e33')")
     Counted.max_rows = 0
     async with asyncpg.create_pool(postgres.url, min_size=0, connection_class=Counted) as pool:
         report = await AsyncSessionStore(pool).check()

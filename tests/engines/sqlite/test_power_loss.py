@@ -74,7 +74,7 @@ def what_is_left(path: Path) -> set[int]:
         assert other.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         for _, positions, end in other.execute(
             """
-            SELECT session_id, group_concat(position), max(next_position)
+            SELECT session_id, group_concat(position), max(length)
             FROM (SELECT * FROM agentmem_history ORDER BY position) JOIN agentmem_sessions USING (session_id)
             GROUP BY session_id
             """

@@ -26,8 +26,8 @@ from agentmem import AsyncSessionStore, AsyncSQLiteSession, SessionSettings
 from agentmem.engines.readings import MAX_INLINE_BYTES
 from agentmem.engines.sqlite.engine import SQLiteEngine
 from agentmem.engines.sqlite.errors import ERRORS, map_error
-from agentmem.engines.sqlite.schema import APPLICATION_ID, SCHEMA_VERSION
 from agentmem.engines.sqlite.statements import read_newest_joined
+from agentmem.engines.sqlite.tables import APPLICATION_ID, SCHEMA_VERSION
 from agentmem.errors import (
     CorruptItemWarning,
     SchemaVersionError,
@@ -331,7 +331,7 @@ async def test_a_missing_table_is_an_error_by_name(path: Path) -> None:
 async def test_a_row_in_the_way_of_the_next_position_is_an_error_and_is_not_overwritten(path: Path) -> None:
     await add(path, ONE)
     with shell(path) as connection:
-        connection.execute("INSERT INTO agentmem_items SELECT item_key + 1, 0, 'precious' FROM agentmem_items")
+        connection.execute("INSERT INTO agentmem_items SELECT 7, session_key, 1, 0, 'precious' FROM agentmem_items")
     async with AsyncSQLiteSession(path, session_id="user_123") as session:
         with pytest.raises(StorageCorruptError, match="positions and rows do not fit together"):
             await session.add_items([TWO])
@@ -339,14 +339,12 @@ async def test_a_row_in_the_way_of_the_next_position_is_an_error_and_is_not_over
         assert connection.execute("SELECT item FROM agentmem_items").fetchall()[1:] == [("precious",)]
 
 
-@pytest.mark.parametrize(
-    "corrupt", ["x'ff00'", "'{'", "''", "'[1]'", "'null'", "17", "zeroblob(100000)", "'{\"a\": NaN}'"]
-)
+@pytest.mark.parametrize("corrupt", ["x'ff00'", "'{'", "'[1]'", "'null'", "17", "zeroblob(100000)", "'{\"a\": NaN}'"])
 async def test_a_corrupt_row_hides_no_other_and_is_warned_about(path: Path, corrupt: str) -> None:
     items = [{"number": number} for number in range(6)]
     await add(path, *items)
     with shell(path) as connection:
-        connection.execute(f"UPDATE agentmem_items SET item = {corrupt} WHERE item_key & 0xFFFFFFFF IN (2, 4, 5)")
+        connection.execute(f"UPDATE agentmem_items SET item = {corrupt} WHERE position IN (2, 4, 5)")
     left = [items[0], items[1], items[3]]
     async with AsyncSQLiteSession(path, session_id="user_123") as session:
         with pytest.warns(CorruptItemWarning) as warned:

@@ -22,7 +22,7 @@ from stepping import CycleLoop, cycle_loops
 
 from agentmem import AsyncSessionStore, SessionStore
 from agentmem.engines.sqlite import backup as sqlite_backup
-from agentmem.engines.sqlite.schema import APPLICATION_ID, SCHEMA_VERSION
+from agentmem.engines.sqlite.tables import APPLICATION_ID, SCHEMA_VERSION
 from agentmem.errors import SessionClosedError, StorageCorruptError, StorageError, StorageFullError
 from agentmem.items import Item
 

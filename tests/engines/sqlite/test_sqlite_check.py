@@ -20,7 +20,7 @@ from waiting import WAIT_S
 
 from agentmem import AsyncSessionStore, AsyncSQLiteSession, SessionStore
 from agentmem.checking import CheckReport
-from agentmem.engines.sqlite.schema import SCHEMA_VERSION
+from agentmem.engines.sqlite.tables import SCHEMA_VERSION
 from agentmem.errors import SchemaVersionError, SessionClosedError, StorageCorruptError, StorageError
 from agentmem.items import Item
 
@@ -217,31 +217,31 @@ async def test_a_closed_store_checks_nothing(path: Path) -> None:
 # What is wrong
 
 
-ITEM_3 = "(SELECT session_key << 32 FROM agentmem_sessions WHERE session_id = 'user_1') + 3"
+OF_USER_1 = "session_key = (SELECT session_key FROM agentmem_sessions WHERE session_id = 'user_1')"
 ORPHANS = "session key 2, position 0: 5 items, up to position 4, of a session that is missing"
 
 
 @pytest.mark.parametrize(
     ("statement", "problems"),
     [
-        (f"DELETE FROM agentmem_items WHERE item_key = {ITEM_3}", ["session 'user_1', position 3: missing"]),
+        (f"DELETE FROM agentmem_items WHERE {OF_USER_1} AND position = 3", ["session 'user_1', position 3: missing"]),
         (
-            "UPDATE agentmem_sessions SET next_position = 7 WHERE session_id = 'user_1'",
+            "UPDATE agentmem_sessions SET length = 7 WHERE session_id = 'user_1'",
             ["session 'user_1', position 5: missing, up to position 6"],
         ),
         (
-            "UPDATE agentmem_sessions SET next_position = 3 WHERE session_id = 'user_1'",
+            "UPDATE agentmem_sessions SET length = 3 WHERE session_id = 'user_1'",
             ["session 'user_1', position 3: not below the session's next position, 3, up to position 4"],
         ),
         (
-            "UPDATE agentmem_sessions SET next_position = -1 WHERE session_id = 'user_1'",
+            "UPDATE agentmem_sessions SET length = -1 WHERE session_id = 'user_1'",
             [
                 "session 'user_1': its next position is -1",
                 "session 'user_1', position 0: not below the session's next position, -1, up to position 4",
             ],
         ),
         (
-            "UPDATE agentmem_sessions SET next_position = x'ff' WHERE session_id = 'user_1'",
+            "UPDATE agentmem_sessions SET length = x'ff' WHERE session_id = 'user_1'",
             ["session 'user_1': its next position is not a whole number"],
         ),
         ("DELETE FROM agentmem_sessions WHERE session_id = 'user_1'", [ORPHANS]),
@@ -250,21 +250,21 @@ ORPHANS = "session key 2, position 0: 5 items, up to position 4, of a session th
             [re.sub("key 2", f"key {key}", ORPHANS) for key in (1, 2, 3)],
         ),
         (
-            f"UPDATE agentmem_items SET item_key = 8 << 32 WHERE item_key = {ITEM_3} + 1",
+            f"UPDATE agentmem_items SET session_key = 8, position = 0 WHERE {OF_USER_1} AND position = 4",
             [
                 "session 'user_1', position 4: missing",
                 "session key 8, position 0: an item of a session that is missing",
             ],
         ),
         (
-            f"UPDATE agentmem_items SET item = x'ff00' WHERE item_key >= {ITEM_3}",
+            f"UPDATE agentmem_items SET item = x'ff00' WHERE session_key > 2 OR {OF_USER_1} AND position >= 3",
             [
                 f"session 'user_{session}', position {position}: cannot be read: 'utf-8' codec can't decode byte 0xff"
                 for session, position in ((1, 3), (1, 4), *((2, position) for position in range(5)))
             ],
         ),
         (
-            f"UPDATE agentmem_items SET item = '[1]' WHERE item_key = {ITEM_3}",
+            f"UPDATE agentmem_items SET item = '[1]' WHERE {OF_USER_1} AND position = 3",
             ["session 'user_1', position 3: cannot be read: not a JSON object but list"],
         ),
         ("DROP TABLE agentmem_items", ["no such table: agentmem_items"]),
@@ -511,8 +511,8 @@ async def test_a_closed_file_that_is_written_to_meanwhile_is_checked_again(path:
         if done > 1000 and not changed:
             with shell(path) as other:
                 other.execute("BEGIN")
-                other.execute("UPDATE agentmem_sessions SET next_position = 1999")
-                other.execute("DELETE FROM agentmem_items WHERE item_key & 0xFFFFFFFF = 1999")
+                other.execute("UPDATE agentmem_sessions SET length = 1999")
+                other.execute("DELETE FROM agentmem_items WHERE position = 1999")
                 other.execute("COMMIT")
             assert files(path) == {path.name}
             changed.append(done)
@@ -528,7 +528,7 @@ async def test_a_check_waits_for_no_writer_and_holds_up_none(path: Path) -> None
     await fill(path, items=2000)
     with shell(path) as other:
         other.execute("BEGIN IMMEDIATE")
-        other.execute("UPDATE agentmem_sessions SET next_position = 7")
+        other.execute("UPDATE agentmem_sessions SET length = 7")
         assert (await check(path)).problem_count == 0
         other.execute("ROLLBACK")
 

@@ -93,7 +93,7 @@ other.execute("BEGIN")
 print("begun", flush=True)
 while not ended.is_set():
     this.execute("BEGIN")
-    this.execute("SELECT max(item_key) FROM agentmem_items").fetchone()
+    this.execute("SELECT max(sequence) FROM agentmem_items").fetchone()
     other.execute("COMMIT")
     this, other = other, this
 """

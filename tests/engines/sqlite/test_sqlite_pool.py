@@ -477,7 +477,7 @@ async def test_a_write_that_fails_fails_alone_whatever_it_was_committed_with(pat
         for name in ("full", "popped", "cleared", "added"):
             await store.session(name).add_items([ONE, TWO])
         with contextlib.closing(sqlite3.connect(path)) as other, other:
-            other.execute("UPDATE agentmem_sessions SET next_position = 0x100000000 WHERE session_id = 'full'")
+            other.execute("UPDATE agentmem_sessions SET length = 1 WHERE session_id = 'full'")
         outcomes = await asyncio.gather(
             store.session("popped").pop_item(),
             store.session("added").add_items([ONE]),

@@ -11,13 +11,33 @@ from pathlib import Path
 import pytest
 
 from agentmem import AsyncSessionStore
-from agentmem.engines.sqlite.schema import SCHEMA_VERSION
+from agentmem.engines.sqlite.tables import SCHEMA_VERSION
 from agentmem.items import Item
 
 pytestmark = pytest.mark.anyio
 
 DATA = Path(__file__).parent / "data"
 KEPT = sorted(DATA.glob("schema-*.db"))
+
+
+_IN_NEW_TABLES = """
+    UPDATE agentmem_items SET item = '' WHERE position = 1 AND session_key = (
+        SELECT session_key FROM agentmem_sessions WHERE session_id = 'erased'
+    );
+    UPDATE agentmem_sessions SET
+        owner = 'ann', title = 'A title', metadata = '{"a": 1}', expires_at = 4102444800000000, edits = 3
+    WHERE session_id = 'plain';
+    UPDATE agentmem_sessions SET forked_from = 'plain', forked_length = 1 WHERE session_id = 'numbers';
+    INSERT INTO agentmem_notes SELECT session_key, 'key', 'k1', 0, '{"digest": "0"}' FROM agentmem_sessions;
+    INSERT INTO agentmem_locks VALUES ('plain', 'token', 'somebody', 1, 2, 3);
+"""
+"""What no verb fills yet."""
+
+_REMOVED = """
+    INSERT INTO agentmem_removed SELECT session_key FROM agentmem_sessions WHERE session_id = 'removed';
+    DELETE FROM agentmem_sessions WHERE session_id = 'removed';
+"""
+"""What a crash leaves of the clear of a large session."""
 
 
 async def make(folder: Path) -> None:
@@ -44,9 +64,11 @@ async def make(folder: Path) -> None:
         "cleared": [],
         "begun again": [{"number": 7}],
         "x" * 1024: [{"type": "reasoning", "id": "r1", "summary": []}, {"text": "y" * 9000}],
+        "erased": [{"number": 0}, {"number": 2}],
+        "removed": [],
     }
     async with AsyncSessionStore(path) as store:
-        for name in ("popped", "emptied by pops", "cleared", "begun again"):
+        for name in ("popped", "emptied by pops", "cleared", "begun again", "erased", "removed"):
             await store.session(name).add_items([{"number": 0}, {"number": 1}, {"number": 2}])
         await store.session("popped").pop_item()
         for _ in range(3):
@@ -54,9 +76,16 @@ async def make(folder: Path) -> None:
         await store.session("cleared").clear_session()
         await store.session("begun again").clear_session()
         for name, items in kept.items():
-            if name != "popped":
+            if name not in ("popped", "erased", "removed"):
                 await store.session(name).add_items(items)
-        assert {name: await store.session(name).get_items() for name in kept} == kept
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.executescript(_IN_NEW_TABLES)
+    async with AsyncSessionStore(path) as store:
+        assert {name: await store.session(name).get_items() for name in kept if name != "removed"} == {
+            name: items for name, items in kept.items() if name != "removed"
+        }
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.executescript(_REMOVED)
     text = json.dumps(kept, indent=1) + "\n"  # ASCII alone, because a lone surrogate has no other form
     path.with_suffix(".json").write_text(text, encoding="ascii")
 
