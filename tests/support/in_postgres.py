@@ -83,7 +83,7 @@ def left_open(server: PostgresServer) -> str:
 
 
 @contextlib.asynccontextmanager
-async def connected(server: PostgresServer) -> AsyncIterator[Connection]:
+async def connected(server: PostgresServer | PostgresDatabase) -> AsyncIterator[Connection]:
     """A connection of another program's, which goes past every proxy."""
     import asyncpg  # where it is missing, tests that need a server are skipped
 

@@ -6,14 +6,13 @@ import asyncio
 from typing import Any
 
 import pytest
+from in_postgres import connected
 from postgres_database import PostgresDatabase
 
 from agentmem import AsyncSessionStore
 from agentmem.items import Item
 
 pytest.importorskip("asyncpg", reason="asyncpg is not installed")
-
-import asyncpg
 
 pytestmark = pytest.mark.anyio
 
@@ -25,7 +24,7 @@ async def test_items_of_a_session_have_sequences_in_the_order_of_their_positions
     database: PostgresDatabase, plan: str
 ) -> None:
     database.sql(f"ALTER ROLE agentmem IN DATABASE {database.name} SET plan_cache_mode = {plan}")
-    async with AsyncSessionStore(database.url) as store:
+    async with AsyncSessionStore(database.url, busy_timeout_s=60) as store:
         await store.open()
         for _ in range(3):
             await asyncio.gather(*(store.session(f"user_{n % 40}").add_items([ONE] * (n % 7 + 1)) for n in range(160)))
@@ -42,7 +41,7 @@ async def test_items_of_a_session_have_sequences_in_the_order_of_their_positions
 
 async def test_a_sequence_is_not_issued_again_after_its_item_was_removed(database: PostgresDatabase) -> None:
     newest = "SELECT max(sequence) FROM agentmem.agentmem_items"
-    async with AsyncSessionStore(database.url) as store:
+    async with AsyncSessionStore(database.url, busy_timeout_s=60) as store:
         session = store.session("user_123")
         await session.add_items([ONE, ONE])
         await session.pop_item()
@@ -91,32 +90,30 @@ class Watch:
 
 
 async def test_of_writes_under_way_none_is_lost_to_who_asks_what_is_new(database: PostgresDatabase) -> None:
-    claim = "BEGIN; INSERT INTO agentmem.agentmem_writers VALUES (gen_random_uuid(), 1)"
     insert = "INSERT INTO agentmem.agentmem_items (session_id, position, item) VALUES ('user_123', {}, '{{}}')"
-    older, younger, other = [await asyncpg.connect(database.url) for _ in range(3)]
-    async with AsyncSessionStore(database.url) as store:
+    async with (
+        AsyncSessionStore(database.url, busy_timeout_s=60) as store,
+        connected(database) as first,
+        connected(database) as second,
+        connected(database) as other,
+    ):
         await store.open()
         watch = Watch(other)
-        await older.execute(claim)
-        await younger.execute(claim)
-        await younger.execute(insert.format(0))
-        await older.execute(f"{insert.format(1)}; COMMIT")
-        # The younger transaction has the smaller sequence: it would be skipped if the other one were taken now.
+        await first.execute(f"BEGIN; {insert.format(0)}")
+        await second.execute(insert.format(1))
+        # The smaller sequence is still to come: it would be skipped if the larger one were taken now.
         assert await watch.poll() == []
-        await younger.execute("COMMIT")
+        await first.execute("COMMIT")
         assert [await watch.poll(), await watch.poll()] == [[1, 2], []]
         await store.session("other").add_items([ONE])
         assert await watch.poll() == [3]
-    for connection in (older, younger, other):
-        await connection.close()
 
 
 async def test_who_asks_while_many_write_finds_each_item_once_and_in_order(database: PostgresDatabase) -> None:
-    other = await asyncpg.connect(database.url)
-    async with AsyncSessionStore(database.url) as store:
+    found: list[int] = []
+    async with AsyncSessionStore(database.url, busy_timeout_s=60) as store, connected(database) as other:
         await store.open()
         watch = Watch(other)
-        found: list[int] = []
 
         async def write(number: int) -> None:
             for count in range(1, 11):
@@ -129,4 +126,3 @@ async def test_who_asks_while_many_write_finds_each_item_once_and_in_order(datab
         found += await watch.poll() + await watch.poll()
     stored = database.sql("SELECT sequence FROM agentmem.agentmem_items ORDER BY sequence")
     assert found == [int(sequence) for sequence in stored.split()]
-    await other.close()

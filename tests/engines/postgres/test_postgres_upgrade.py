@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from in_postgres import until
+from in_postgres import connected, until
 from postgres_database import PostgresDatabase, postgres_database
 from postgres_programs import ENVIRONMENT, find_folder
 from postgres_server import PostgresServer
@@ -23,8 +23,6 @@ from agentmem.errors import StorageBusyError, StorageError
 from agentmem.items import Item
 
 pytest.importorskip("asyncpg", reason="asyncpg is not installed")
-
-import asyncpg
 
 from agentmem.engines.postgres import retry
 from agentmem.engines.postgres.schema import SCHEMA_VERSION
@@ -85,7 +83,7 @@ def dump(database: PostgresDatabase) -> str:
 
 
 async def upgrade(database: PostgresDatabase) -> None:
-    async with AsyncSessionStore(database.url):
+    async with AsyncSessionStore(database.url, busy_timeout_s=60):
         pass
 
 
@@ -105,11 +103,8 @@ def arrival(database: PostgresDatabase) -> list[str]:
 
 
 async def rows(database: PostgresDatabase, sql: str) -> list[tuple[Any, ...]]:
-    connection = await asyncpg.connect(database.url)
-    try:
+    async with connected(database) as connection:
         return [tuple(row) for row in await connection.fetch(sql)]
-    finally:
-        await connection.close()
 
 
 # Whole
@@ -140,7 +135,7 @@ async def test_a_dump_of_version_1_opens_upgraded_with_everything_in_it(old: Pos
 
 async def test_every_session_of_version_1_is_read_and_gone_on_with(old: PostgresDatabase) -> None:
     sessions, items = kept()
-    async with AsyncSessionStore(old.url) as store:
+    async with AsyncSessionStore(old.url, busy_timeout_s=60) as store:
         for session in sessions:
             expected = [item.item for item in items if item.session_id == session.session_id]
             handle = store.session(session.session_id)
@@ -156,7 +151,7 @@ async def test_every_session_of_version_1_is_read_and_gone_on_with(old: Postgres
 async def test_a_check_of_version_1_upgrades_nothing_and_finds_what_is_wrong(old: PostgresDatabase) -> None:
     sessions, items = kept()
     before = dump(old)
-    store = AsyncSessionStore(old.url)
+    store = AsyncSessionStore(old.url, busy_timeout_s=60)
     report = await store.check()
     assert (report.sessions, report.items, report.problems) == (len(sessions), len(items), ())
     assert dump(old) == before
@@ -168,7 +163,7 @@ async def test_a_check_of_version_1_upgrades_nothing_and_finds_what_is_wrong(old
 
 async def test_what_arrives_after_the_upgrade_comes_after_all_that_was_there(old: PostgresDatabase) -> None:
     _, items = kept()
-    async with AsyncSessionStore(old.url) as store:
+    async with AsyncSessionStore(old.url, busy_timeout_s=60) as store:
         await store.session("new").add_items([ADDED, ADDED])
         await store.session("new").pop_item()
         await store.session("new").add_items([ADDED])  # the sequence of what was removed is not issued again
@@ -231,19 +226,17 @@ async def test_an_upgrade_that_is_killed_after_any_of_its_commands_leaves_all_as
 
 async def test_an_upgrade_that_the_server_ends_to_resolve_a_deadlock_is_made_again(old: PostgresDatabase) -> None:
     old.sql(f"ALTER ROLE agentmem IN DATABASE {old.name} SET deadlock_timeout = '1ms'")
-    writer, reader = await asyncpg.connect(old.url), await asyncpg.connect(old.url)
-    await writer.execute("BEGIN; SELECT FROM agentmem.agentmem_schema")
-    await reader.execute("BEGIN; SELECT FROM agentmem.agentmem_items")
-    opening = asyncio.ensure_future(upgrade(old))
-    await until(lambda: waiting(old) == 1)  # for the writer
-    reading = asyncio.ensure_future(reader.execute("SELECT FROM agentmem.agentmem_schema"))
-    await until(lambda: waiting(old) == 2)  # behind the upgrade, which will need the table that the reader has
-    await writer.execute("COMMIT")
-    await reading
-    await reader.execute("COMMIT")
-    await opening
-    await writer.close()
-    await reader.close()
+    async with connected(old) as writer, connected(old) as reader:
+        await writer.execute("BEGIN; SELECT FROM agentmem.agentmem_schema")
+        await reader.execute("BEGIN; SELECT FROM agentmem.agentmem_items")
+        opening = asyncio.ensure_future(upgrade(old))
+        await until(lambda: waiting(old) == 1)  # for the writer
+        reading = asyncio.ensure_future(reader.execute("SELECT FROM agentmem.agentmem_schema"))
+        await until(lambda: waiting(old) == 2)  # behind the upgrade, which will need the table that the reader has
+        await writer.execute("COMMIT")
+        await reading
+        await reader.execute("COMMIT")
+        await opening
     assert version(old) == SCHEMA_VERSION
     await until(lambda: old.sql(f"SELECT deadlocks FROM pg_stat_database WHERE datname = '{old.name}'") == "1")
 
@@ -271,13 +264,12 @@ asyncio.run(main())
 async def test_of_two_processes_that_open_it_at_once_one_upgrades_it_and_neither_sees_an_error(
     old: PostgresDatabase,
 ) -> None:
-    holder = await asyncpg.connect(old.url)
-    await holder.execute("BEGIN; SELECT FROM agentmem.agentmem_schema")
-    with Child(_OPEN, old.url, "one") as one, Child(_OPEN, old.url, "two") as two:
-        await until(lambda: waiting(old) == 2)
-        await holder.execute("COMMIT")
-        assert one.finish() == two.finish() == (0, "", "")
-    await holder.close()
+    async with connected(old) as holder:
+        await holder.execute("BEGIN; SELECT FROM agentmem.agentmem_schema")
+        with Child(_OPEN, old.url, "one") as one, Child(_OPEN, old.url, "two") as two:
+            await until(lambda: waiting(old) == 2)
+            await holder.execute("COMMIT")
+            assert one.finish() == two.finish() == (0, "", "")
     assert (old.stored("one"), old.stored("two")) == ([{"from": "one"}], [{"from": "two"}])
     assert len(arrival(old)) == len(kept()[1]) + 2
 
@@ -370,26 +362,24 @@ async def test_an_older_agentmem_that_writes_meanwhile_is_refused_by_name_and_al
 async def test_an_upgrade_waits_for_a_write_of_an_older_agentmem_and_loses_nothing_of_it(
     old: PostgresDatabase,
 ) -> None:
-    older = await asyncpg.connect(old.url)
-    await older.execute("BEGIN; SELECT version FROM agentmem.agentmem_schema")
-    opening = asyncio.ensure_future(upgrade(old))
-    await until(lambda: waiting(old) == 1)
-    await older.execute("INSERT INTO agentmem.agentmem_sessions (session_id, next_position) VALUES ('late', 1)")
-    await older.execute("INSERT INTO agentmem.agentmem_items (session_id, position, item) VALUES ('late', 0, '{}')")
-    await older.execute("COMMIT")
-    await older.close()
-    await opening
+    async with connected(old) as older:
+        await older.execute("BEGIN; SELECT version FROM agentmem.agentmem_schema")
+        opening = asyncio.ensure_future(upgrade(old))
+        await until(lambda: waiting(old) == 1)
+        await older.execute("INSERT INTO agentmem.agentmem_sessions (session_id, next_position) VALUES ('late', 1)")
+        await older.execute("INSERT INTO agentmem.agentmem_items (session_id, position, item) VALUES ('late', 0, '{}')")
+        await older.execute("COMMIT")
+        await opening
     assert old.stored("late") == [{}]
     assert arrival(old)[-1] == "late 0"
 
 
 async def test_a_read_that_began_before_the_upgrade_and_goes_on_after_it_misses_no_row(old: PostgresDatabase) -> None:
-    reader = await asyncpg.connect(old.url)
-    await reader.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT")  # its snapshot is taken, and no lock
-    await upgrade(old)
-    read = await reader.fetch("SELECT session_id, position, created_at, item FROM agentmem.agentmem_items")
-    sessions = await reader.fetchval("SELECT count(*) FROM agentmem.agentmem_sessions")
-    await reader.close()
+    async with connected(old) as reader:
+        await reader.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT")  # its snapshot is taken, and no lock
+        await upgrade(old)
+        read = await reader.fetch("SELECT session_id, position, created_at, item FROM agentmem.agentmem_items")
+        sessions = await reader.fetchval("SELECT count(*) FROM agentmem.agentmem_sessions")
     kept_sessions, kept_items = kept()
     assert sessions == len(kept_sessions)
     expected = {(item.session_id, item.position, item.created_at, json.dumps(item.item)) for item in kept_items}
@@ -407,7 +397,7 @@ async def test_who_was_given_the_old_tables_is_given_the_new_ones_by_the_upgrade
         GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA agentmem TO "{role}";
     """)
     await upgrade(old)
-    async with AsyncSessionStore(old.url_of(role)) as guest:
+    async with AsyncSessionStore(old.url_of(role), busy_timeout_s=60) as guest:
         session = guest.session("plain")
         await session.add_items([ADDED, ADDED])
         assert await session.pop_item() == ADDED
@@ -426,7 +416,7 @@ async def test_a_role_that_does_not_own_the_tables_is_told_that_their_owner_must
         GRANT ALL ON ALL TABLES IN SCHEMA agentmem TO {role};
     """)
     before = dump(old)
-    guest = AsyncSessionStore(old.url_of(role))
+    guest = AsyncSessionStore(old.url_of(role), busy_timeout_s=60)
     with pytest.raises(StorageError, match=r"must be owner of table .* the role that owns them upgrades them"):
         await guest.open()
     assert dump(old) == before
