@@ -140,30 +140,23 @@ CHANGES = st.lists(st.builds(Change, st.sampled_from(KINDS), st.integers(0, 5), 
 
 
 def in_sqlite(change: Change) -> str:
-    of = f"FROM agentmem_sessions WHERE session_id = 'user_{change.session}'"
-    key = f"(SELECT session_key << 32 | {change.number} {of})"
-    return {
-        "lose": f"DELETE FROM agentmem_items WHERE item_key = {key}",
-        "break": f"UPDATE agentmem_items SET item = 'broken' WHERE item_key = {key}",
-        **of_a_session(change, "next_position"),
-    }[change.kind]
+    of_session = f"session_key = (SELECT session_key FROM agentmem_sessions WHERE session_id = 'user_{change.session}')"
+    return statement(change, of_session)
 
 
 def in_postgresql(change: Change) -> str:
-    where = f"session_id = 'user_{change.session}' AND position = {change.number}"
+    return statement(change, f"session_id = 'user_{change.session}'")
+
+
+def statement(change: Change, of_session: str) -> str:
+    item = f"{of_session} AND position = {change.number}"
+    session = f"session_id = 'user_{change.session}'"
     return {
-        "lose": f"DELETE FROM agentmem_items WHERE {where}",
-        "break": f"UPDATE agentmem_items SET item = 'broken' WHERE {where}",
-        **of_a_session(change, "length"),
+        "lose": f"DELETE FROM agentmem_items WHERE {item}",
+        "break": f"UPDATE agentmem_items SET item = 'broken' WHERE {item}",
+        "end": f"UPDATE agentmem_sessions SET length = {change.number} WHERE {session}",
+        "forget": f"DELETE FROM agentmem_sessions WHERE {session}",
     }[change.kind]
-
-
-def of_a_session(change: Change, length: str) -> dict[str, str]:
-    where = f"WHERE session_id = 'user_{change.session}'"
-    return {
-        "end": f"UPDATE agentmem_sessions SET {length} = {change.number} {where}",
-        "forget": f"DELETE FROM agentmem_sessions {where}",
-    }
 
 
 @pytest.mark.hypothesis

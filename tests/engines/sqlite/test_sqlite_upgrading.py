@@ -243,9 +243,11 @@ def large(old: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_large_file_is_left_to_the_command_that_the_error_names(large: Path) -> None:
     before = version_1.contents(large)
-    for call in (open_it, lambda path: SQLiteSession(path, session_id="bob").get_items()):
+    session = SQLiteSession(large, session_id="bob")
+    for call in (lambda: open_it(large), session.get_items):
         with pytest.raises(SchemaVersionError, match=rf"schema version 1, .* run agentmem upgrade {large} while"):
-            call(large)
+            call()
+    session.close()
     assert version_1.contents(large) == before
     agentmem.upgrade(str(large))
     is_upgraded(large)
