@@ -8,7 +8,7 @@ Rules kept here:
 - What a cleared session has left, and is still being removed, is no problem and no item.
 - A file of an older version, which only opening upgrades, is checked as it is.
 
-A check of 1,200,000 items (1.1 GB) took 4.7 s on 2 cores, in a process that never grew beyond 41 MB.
+A check of 1,200,000 items (1.2 GB) that lie across each other took 6.1 s on 2 cores, in a process of at most 44 MB.
 """
 
 from __future__ import annotations
