@@ -267,14 +267,18 @@ class ToldLoop(asyncio.SelectorEventLoop):
 
 
 def test_a_connection_whose_event_loop_is_closed_before_it_hears_that_it_is_open_closes_itself(path: Path) -> None:
+    def prepare(_: Connection) -> None:
+        go_on.wait()
+
     async def open_one() -> None:
-        opening.append(Connection.open(str(path), nothing))
+        opening.append(Connection.open(str(path), prepare))
         await opening[0]
 
-    loop, opening = ToldLoop(), list[Coroutine[Any, Any, Connection]]()
+    loop, opening, go_on = ToldLoop(), list[Coroutine[Any, Any, Connection]](), threading.Event()
     before = running_threads()
     task = UncancellableTask(open_one(), loop=loop)
     loop.run_until_complete(asyncio.sleep(0))
+    go_on.set()  # not before, or the loop might hear of it in the midst of this
     loop.told.wait()
     opened = open_connections()
     loop.close()
