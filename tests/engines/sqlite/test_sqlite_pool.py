@@ -746,27 +746,43 @@ def test_a_cancelled_write_that_waits_for_its_turn_is_never_written(path: Path) 
 
 @pytest.mark.parametrize("limit", ["wait_for", "anyio.fail_after", "anyio.move_on_after", "asyncio.timeout"])
 async def test_a_write_whose_time_is_up_while_it_is_under_way_is_written_when_that_is_raised(
-    path: Path, limit: str
+    path: Path, monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
+    loop, rest = asyncio.get_running_loop(), Connection.rest
+    real_time, passed_s = loop.time, 0.0
+
+    def rest_and_have_its_time_up(self: Connection, pause_s: float) -> None:
+        if not met:
+            met.append(self)
+            loop.call_soon_threadsafe(its_time_is_up)
+        rest(self, pause_s)
+
+    def its_time_is_up() -> None:
+        nonlocal passed_s
+        passed_s = 3600
+        # Timers of one loop run in the order of their times, however slow the machine is.
+        loop.call_later(0.1, other.execute, "COMMIT")
+
+    met: list[Connection] = []
+    monkeypatch.setattr(loop, "time", lambda: real_time() + passed_s)
+    monkeypatch.setattr(Connection, "rest", rest_and_have_its_time_up)
     async with AsyncSQLiteSession(path, session_id="user_123", busy_timeout_s=60) as session:
         await session.add_items([ONE])
         with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
-            # Timers of one loop run in the order of their times, however slow the machine is.
-            asyncio.get_running_loop().call_later(0.3, other.execute, "COMMIT")
             write = session.add_items([TWO])
             if limit == "wait_for":
                 with pytest.raises(TimeoutError):
-                    await asyncio.wait_for(write, 0.1)
+                    await asyncio.wait_for(write, 3600)
             elif limit == "asyncio.timeout":
                 with pytest.raises(TimeoutError):
-                    async with asyncio.timeout(0.1):
+                    async with asyncio.timeout(3600):
                         await write
             elif limit == "anyio.fail_after":
-                with pytest.raises(TimeoutError), anyio.fail_after(0.1):
+                with pytest.raises(TimeoutError), anyio.fail_after(3600):
                     await write
             else:
-                with anyio.move_on_after(0.1) as scope:
+                with anyio.move_on_after(3600) as scope:
                     await write
                 assert scope.cancelled_caught
             assert not other.in_transaction
