@@ -207,13 +207,21 @@ def test_a_cancelled_scope_waits_for_the_outcome_without_spinning(how: str) -> N
     async def main() -> None:
         serving = Serving()
         before = loop.cycles
-        loop.call_later(0.2, serving.gate.set)
         with anyio.CancelScope() as scope:
+
+            def cancel() -> None:
+                scope.cancel()
+                loop.call_later(0.1, serving.gate.set)  # not before, however slow the machine is
+
+            async def cancel_once_begun() -> None:
+                await serving.begun.wait()
+                cancel()
+
             if how == "served":
-                loop.call_later(0.1, scope.cancel)
+                serving.tasks.append(asyncio.ensure_future(cancel_once_begun()))
                 await serving.call(1)
             else:
-                loop.call_soon(scope.cancel)
+                loop.call_soon(cancel)
                 await despite_cancellation(serving.gate.wait())
                 await asyncio.sleep(0)  # the scope's cancellation comes here, where nothing is half done
         assert scope.cancelled_caught
