@@ -341,7 +341,7 @@ async def test_pools_that_other_threads_abandon_at_any_step_of_opening_another_o
 
 
 def test_two_event_loops_in_two_threads_share_a_handle(path: Path) -> None:
-    session = AsyncSQLiteSession(path, session_id="user_123")
+    session = AsyncSQLiteSession(path, session_id="user_123", busy_timeout_s=60)
     begin = threading.Barrier(2)
 
     async def talk(thread: int) -> None:
