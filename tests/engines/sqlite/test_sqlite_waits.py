@@ -298,7 +298,7 @@ connection.Connection.rest = noting(connection.Connection.rest)
 snapshot.Snapshot.rest = noting(snapshot.Snapshot.rest)
 
 async def main():
-    seed, engine = SQLiteEngine(path), SQLiteEngine(path, busy_timeout_s=5)
+    seed, engine = SQLiteEngine(path), SQLiteEngine(path, busy_timeout_s=60)
     await seed.append("user_123", ["{}"])
     await seed.close()
     other = sqlite3.connect(path, isolation_level=None)
