@@ -20,6 +20,7 @@ from database import connections, shell, stored
 from held import HeldReading
 from loops import loop_in_a_thread
 from processes import STRICT, SUPPORT, needs_fork, run_quietly
+from waiting import WAIT_S
 
 from agentmem import AsyncSessionStore
 from agentmem.engines.sqlite.connection import Connection
@@ -36,7 +37,7 @@ NEVER_S = 60.0
 """How long a call may wait in these tests, on a clock that stands still: nothing ends a wait but a step of the clock,
 or what the test lets go."""
 
-HANGS_S = 30
+HANGS_S = WAIT_S
 """Nothing but a wait that begins anew takes so long."""
 
 
