@@ -150,7 +150,8 @@ async def test_the_connection_that_writes_is_the_last_to_close_so_that_no_reader
     disconnect = Connection.disconnect
 
     def note_and_disconnect(self: Connection) -> None:
-        closed.append(self.is_writer)
+        if self.is_open:
+            closed.append(self.is_writer)
         disconnect(self)
 
     monkeypatch.setattr(Connection, "disconnect", note_and_disconnect)
