@@ -42,8 +42,9 @@ async def test_a_write_waits_for_who_holds_its_session_as_long_as_it_may_and_the
 
 @pytest.mark.parametrize("name", WRITES)
 async def test_a_write_that_waits_for_its_session_goes_on_when_it_is_let_go(
-    postgres: PostgresServer, name: str
+    postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
+    monkeypatch.setattr("agentmem.engines.postgres.writes.LOCK_TIMEOUT_S", 60)
     async with AsyncSessionStore(postgres.url, busy_timeout_s=60) as store:
         session = store.session("user_123")
         await session.add_items(numbered(0))
@@ -149,8 +150,9 @@ async def test_writes_of_a_held_session_all_fail_once_the_first_of_them_may_wait
 
 @pytest.mark.parametrize("name", ["pop", "clear"])
 async def test_a_write_that_finds_its_session_cleared_by_who_held_it_finds_nothing(
-    postgres: PostgresServer, name: str
+    postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
+    monkeypatch.setattr("agentmem.engines.postgres.writes.LOCK_TIMEOUT_S", 60)
     async with AsyncSessionStore(postgres.url, busy_timeout_s=60) as store:
         await store.session("user_123").add_items(numbered(0))
         async with locked(postgres) as other:
