@@ -7,7 +7,18 @@ import random
 from typing import Any
 
 import pytest
-from in_postgres import HELD, WRITES, all_stored, locked, numbered, served, stored, until, wait_for_waiters
+from in_postgres import (
+    HELD,
+    WRITES,
+    all_stored,
+    locked,
+    numbered,
+    own_pools,
+    served,
+    stored,
+    until,
+    wait_for_waiters,
+)
 from postgres_server import PostgresServer
 
 from agentmem import AsyncSessionStore
@@ -17,7 +28,7 @@ from agentmem.items import Item
 
 pytest.importorskip("asyncpg", reason="asyncpg is not installed")
 
-from agentmem.engines.postgres.pool import PoolCounts, pools
+from agentmem.engines.postgres.pool import PoolCounts
 
 pytestmark = pytest.mark.anyio
 
@@ -108,7 +119,7 @@ async def test_what_is_asked_of_a_held_session_is_done_in_that_order_and_what_is
 
 async def test_a_pool_says_what_it_holds_and_what_waits_for_held_sessions(postgres: PostgresServer) -> None:
     async with AsyncSessionStore(postgres.url, busy_timeout_s=60) as store:
-        (pool,) = pools.all()
+        (pool,) = own_pools()
         idle = QueueCounts(waiting=0, under_way=0, batches=0)
         await until(lambda: pool.counts().newest == idle)
         assert pool.counts() == PoolCounts(
@@ -128,7 +139,7 @@ async def test_a_pool_says_what_it_holds_and_what_waits_for_held_sessions(postgr
         counts = pool.counts()
         assert (counts.held_sessions, counts.held_writes) == (0, 0)
         assert 2 <= counts.writers <= 3
-    assert pools.all() == []
+    assert own_pools() == []
     assert (pool.counts().writers, pool.counts().readers) == (0, 0)
 
 
