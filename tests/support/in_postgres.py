@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from postgres_database import PostgresDatabase
 from postgres_server import PostgresServer
@@ -15,6 +15,9 @@ from waiting import WAIT_S
 from agentmem import AsyncSession
 from agentmem.errors import StorageBusyError
 from agentmem.items import Item
+
+if TYPE_CHECKING:
+    from agentmem.engines.postgres.pool import Pool
 
 T = TypeVar("T")
 
@@ -68,6 +71,13 @@ async def until(condition: Callable[[], object]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         await asyncio.sleep(0.001)
+
+
+def own_pools() -> list[Pool]:
+    """The pools of this event loop. Those of others are none of the test's: an earlier one may have left them."""
+    from agentmem.engines.postgres.pool import pools  # where asyncpg is missing, tests that need a server are skipped
+
+    return [pool for pool in pools.all() if pool.loop is asyncio.get_running_loop()]
 
 
 def connections(server: PostgresServer) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import signal
 import subprocess
@@ -75,6 +76,10 @@ def uvicorn(app: str, *, app_dir: Path, folder: Path, env: Mapping[str, str], wo
     """
     command = [sys.executable, *FLAGS, "-m", "uvicorn", "--app-dir", str(app_dir), "--workers", str(workers)]
     command += ["--port", "0", "--no-access-log", app]
+    from uvicorn import Config  # only where it is to run
+
+    if "timeout_worker_healthcheck" in inspect.signature(Config).parameters:  # others have 5 seconds
+        command += ["--timeout-worker-healthcheck", str(WAIT_S)]
     with subprocess.Popen(command, cwd=folder, env=env, stderr=subprocess.PIPE, encoding="utf-8") as process:
         server = Server(process)
         try:

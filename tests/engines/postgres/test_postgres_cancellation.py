@@ -136,8 +136,9 @@ async def _fill(server: PostgresServer) -> None:
 @pytest.mark.anyio
 @pytest.mark.parametrize("way", ["task.cancel", "anyio"])
 async def test_a_cancelled_write_that_waits_for_a_lock_finishes_and_its_cancellation_is_raised_then(
-    postgres: PostgresServer, way: str
+    postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
+    monkeypatch.setattr("agentmem.engines.postgres.writes.LOCK_TIMEOUT_S", 60)
     async with AsyncSessionStore(postgres.url, busy_timeout_s=60) as store:
         session = store.session("user_123")
         await session.add_items([ONE])

@@ -164,6 +164,9 @@ def commits_held(server: PostgresServer) -> Iterator[None]:
     """No commit is answered before the end of the ``with``: each waits for a standby that there is not."""
     server.configure(synchronous_standby_names="nobody")
     try:
+        # It is the checkpointer that has commits wait, once it has read the setting: what is asked of it now may meet
+        # it in the middle of its round, what is asked of it then comes after that.
+        server.sql("CHECKPOINT; CHECKPOINT")
         yield
     finally:
         server.configure(synchronous_standby_names=None)

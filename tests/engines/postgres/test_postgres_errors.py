@@ -227,8 +227,9 @@ async def test_a_session_that_another_program_holds_is_an_error_by_name_and_hold
 
 
 async def test_a_write_waits_for_a_session_that_is_held_and_goes_on_when_it_is_free(
-    database: PostgresDatabase,
+    database: PostgresDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("agentmem.engines.postgres.writes.LOCK_TIMEOUT_S", 300)
     await add(database.url, ONE)
     async with AsyncPostgresSession(database.url, session_id="user_123", busy_timeout_s=300) as session:
         waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"

@@ -89,7 +89,8 @@ def test_ctrl_c_in_the_middle_of_writing_ends_the_program_and_keeps_what_was_ack
 
 
 WAITING = """
-import signal
+from agentmem.engines.postgres import writes
+writes.LOCK_TIMEOUT_S = 60  # it waits in the server all the time, where the test sees it
 session = PostgresSession(url, session_id="user_123", busy_timeout_s=60)
 session.add_items([one])
 print("ready", flush=True)

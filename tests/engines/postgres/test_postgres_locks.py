@@ -7,7 +7,18 @@ import random
 from typing import Any
 
 import pytest
-from in_postgres import HELD, WRITES, all_stored, locked, numbered, served, stored, until, wait_for_waiters
+from in_postgres import (
+    HELD,
+    WRITES,
+    all_stored,
+    locked,
+    numbered,
+    own_pools,
+    served,
+    stored,
+    until,
+    wait_for_waiters,
+)
 from postgres_server import PostgresServer
 
 from agentmem import AsyncSessionStore
@@ -17,7 +28,7 @@ from agentmem.items import Item
 
 pytest.importorskip("asyncpg", reason="asyncpg is not installed")
 
-from agentmem.engines.postgres.pool import PoolCounts, pools
+from agentmem.engines.postgres.pool import PoolCounts
 
 pytestmark = pytest.mark.anyio
 
@@ -42,8 +53,9 @@ async def test_a_write_waits_for_who_holds_its_session_as_long_as_it_may_and_the
 
 @pytest.mark.parametrize("name", WRITES)
 async def test_a_write_that_waits_for_its_session_goes_on_when_it_is_let_go(
-    postgres: PostgresServer, name: str
+    postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
+    monkeypatch.setattr("agentmem.engines.postgres.writes.LOCK_TIMEOUT_S", 60)
     async with AsyncSessionStore(postgres.url, busy_timeout_s=60) as store:
         session = store.session("user_123")
         await session.add_items(numbered(0))
@@ -107,7 +119,7 @@ async def test_what_is_asked_of_a_held_session_is_done_in_that_order_and_what_is
 
 async def test_a_pool_says_what_it_holds_and_what_waits_for_held_sessions(postgres: PostgresServer) -> None:
     async with AsyncSessionStore(postgres.url, busy_timeout_s=60) as store:
-        (pool,) = pools.all()
+        (pool,) = own_pools()
         idle = QueueCounts(waiting=0, under_way=0, batches=0)
         await until(lambda: pool.counts().newest == idle)
         assert pool.counts() == PoolCounts(
@@ -127,7 +139,7 @@ async def test_a_pool_says_what_it_holds_and_what_waits_for_held_sessions(postgr
         counts = pool.counts()
         assert (counts.held_sessions, counts.held_writes) == (0, 0)
         assert 2 <= counts.writers <= 3
-    assert pools.all() == []
+    assert own_pools() == []
     assert (pool.counts().writers, pool.counts().readers) == (0, 0)
 
 
@@ -149,8 +161,9 @@ async def test_writes_of_a_held_session_all_fail_once_the_first_of_them_may_wait
 
 @pytest.mark.parametrize("name", ["pop", "clear"])
 async def test_a_write_that_finds_its_session_cleared_by_who_held_it_finds_nothing(
-    postgres: PostgresServer, name: str
+    postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
+    monkeypatch.setattr("agentmem.engines.postgres.writes.LOCK_TIMEOUT_S", 60)
     async with AsyncSessionStore(postgres.url, busy_timeout_s=60) as store:
         await store.session("user_123").add_items(numbered(0))
         async with locked(postgres) as other:

@@ -225,8 +225,10 @@ async def test_an_upgrade_that_is_killed_after_any_of_its_commands_leaves_all_as
 
 
 async def test_an_upgrade_that_the_server_ends_to_resolve_a_deadlock_is_made_again(old: PostgresDatabase) -> None:
-    old.sql(f"ALTER ROLE agentmem IN DATABASE {old.name} SET deadlock_timeout = '1ms'")
+    of_role = f"ALTER ROLE agentmem IN DATABASE {old.name} SET deadlock_timeout"
+    old.sql(f"{of_role} = '1h'")  # the upgrade is to find the deadlock, and so to be the one that is ended
     async with connected(old) as writer, connected(old) as reader:
+        old.sql(f"{of_role} = '1ms'")
         await writer.execute("BEGIN; SELECT FROM agentmem.agentmem_schema")
         await reader.execute("BEGIN; SELECT FROM agentmem.agentmem_items")
         opening = asyncio.ensure_future(upgrade(old))

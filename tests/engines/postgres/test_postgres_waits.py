@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from clock import Clock
-from in_postgres import all_stored, connections, locked, numbered, stored, until
+from in_postgres import all_stored, connections, locked, numbered, own_pools, stored, until
 from postgres_server import PostgresServer
 from tcp_proxy import TcpProxy
 
@@ -18,7 +18,7 @@ from agentmem.errors import StorageBusyError, StorageError
 
 pytest.importorskip("asyncpg", reason="asyncpg is not installed")
 
-from agentmem.engines.postgres.pool import READERS, WRITERS, pools
+from agentmem.engines.postgres.pool import READERS, WRITERS
 
 pytestmark = pytest.mark.anyio
 
@@ -50,7 +50,7 @@ async def outcomes(calls: list[asyncio.Task[Any]], clock: Clock | None = None) -
 
 async def set_aside(count: int) -> None:
     """Until so many writes wait for held sessions."""
-    (pool,) = pools.all()
+    (pool,) = own_pools()
     await until(lambda: pool.counts().held_writes >= count)
 
 
@@ -171,7 +171,7 @@ async def test_stores_of_any_timeouts_share_one_pool_of_at_most_six_connections(
             *(store.session("user_123").get_items(limit=1) for store in stores for _ in range(50)),
         )
         await outcomes(calls[1:])
-        assert len(pools.all()) == 1
+        assert len(own_pools()) == 1
         # The one of `locked`, and agentmem's.
         assert connections(postgres) <= 1 + WRITERS + READERS == 7
     assert not [outcome for outcome in await outcomes(calls) if isinstance(outcome, Exception)]
