@@ -16,6 +16,7 @@ import anyio
 import anyio.to_thread
 import pytest
 from pydantic import BaseModel, Field
+from waiting import WAIT_S
 
 from agentmem import Agent, Runner
 from agentmem.errors import ToolError
@@ -23,8 +24,6 @@ from agentmem.runner import FunctionTool, OfflineModel, RunContext, function_too
 from agentmem.runner.tool_calls import run_calls
 
 pytestmark = pytest.mark.anyio
-
-WAIT_S = 30.0
 
 
 class Place(BaseModel):
