@@ -930,7 +930,7 @@ def _until_ended(process: subprocess.Popen[str] | subprocess.Popen[bytes], inter
     while process.poll() is None and time.monotonic() < deadline:
         interrupt()
         with suppress(subprocess.TimeoutExpired):
-            process.wait(2.0)
+            process.wait(WAIT_S / 10)  # to end takes the slowest machine less, and a second ^C would be an error
 
 
 class _Terminal:
