@@ -64,15 +64,24 @@ async def finish():
 @needs_signals
 def test_ctrl_c_is_raised_when_the_outcome_of_the_call_is_known(path: Path) -> None:
     script = """
+async def tell_when_cancelled(task):
+    while not task.cancelling():
+        await asyncio.sleep(0.001)
+    tell("asked to end")
+
+async def watched():
+    watching = asyncio.ensure_future(tell_when_cancelled(asyncio.current_task()))
+    await write()
+
 try:
-    run_blocking(write)
+    run_blocking(watched)
 except KeyboardInterrupt:
     tell("raised, ended:", ended.is_set())
 """
     with Child(FINISHES + script) as child:
         assert child.read_line() == "begun"
         child.interrupt()
-        assert child.read_line() == "interrupted"
+        assert {child.read_line(), child.read_line()} == {"interrupted", "asked to end"}
         child.write_line()
         assert child.read_line() == "cancelled"
         assert child.finish() == (0, "raised, ended: True\n", "")

@@ -930,7 +930,7 @@ def _until_ended(process: subprocess.Popen[str] | subprocess.Popen[bytes], inter
     while process.poll() is None and time.monotonic() < deadline:
         interrupt()
         with suppress(subprocess.TimeoutExpired):
-            process.wait(2.0)
+            process.wait(WAIT_S / 10)  # to end takes the slowest machine less, and a second ^C would be an error
 
 
 class _Terminal:
@@ -1104,8 +1104,8 @@ def test_ctrl_c_ends_a_backup_at_once_and_leaves_nothing_behind(tmp_path: Path) 
             wait_until(lambda: list(backups.iterdir()))  # the copy under its temporary name
             running.send_signal(signal.SIGINT)
             output, errors = running.communicate(timeout=WAIT_S)
-        if running.returncode != 0:
+        if not (backups / "copy.db").exists():
             break
-        (backups / "copy.db").unlink()  # it was complete before the signal came
+        (backups / "copy.db").unlink()  # it was complete before the signal came, also where the command was not over
     assert (running.returncode, output, errors.strip()) == (130, b"", b"Aborted!")
     assert list(backups.iterdir()) == []

@@ -803,6 +803,7 @@ from agentmem.integrations.openai_agents import AsyncSQLiteSession
 async def main():
     async with AsyncSQLiteSession(sys.argv[2], sys.argv[1]) as session:
         print(len(await session.get_items()), flush=True)
+        sys.stdin.readline()
 print("ready", flush=True)
 sys.stdin.readline()
 asyncio.run(main())

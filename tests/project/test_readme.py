@@ -24,6 +24,7 @@ from pages import PAGES, Block, Page, anchors
 from repository import REPO
 from responses_server import ResponsesServer, message, reasoning
 from tools import NO_AGENTS_SDK, NO_SCRIPTED_MODEL
+from waiting import WAIT_S
 
 sys.path.append(str(REPO))  # the benchmarks are not installed; at the end, so that agentmem stays the one under test
 
@@ -55,7 +56,7 @@ def run(program: str, folder: Path, **variables: str) -> str:
         env={**environment, **variables},
         capture_output=True,
         encoding="utf-8",
-        timeout=120,
+        timeout=WAIT_S,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
@@ -115,7 +116,7 @@ def test_the_fastapi_app_remembers_over_http(tmp_path: Path) -> None:
                 json.dumps({"message": message}).encode(),
                 {"Content-Type": "application/json"},
             )
-            with urllib.request.urlopen(request, timeout=60) as response:
+            with urllib.request.urlopen(request, timeout=WAIT_S) as response:
                 answer: str = json.load(response)
             return answer
 
@@ -124,7 +125,7 @@ def test_the_fastapi_app_remembers_over_http(tmp_path: Path) -> None:
         assert [say("alice", "What do I like?"), say("bob", "What do I like?")] == ["You like cats.", "You like dogs."]
     finally:
         server.terminate()
-        server.communicate(timeout=60)
+        server.communicate(timeout=WAIT_S)
 
 
 # Commands

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from exhaustive import exhaustive
 from repository import REPO
+from waiting import WAIT_S
 
 sys.path.append(str(REPO))  # the suite is not installed; at the end, so that agentmem stays the one under test
 
@@ -41,7 +42,7 @@ def test_a_run_on_a_new_sqlite_file_gives_a_row_for_each_number_of_sessions_and_
         cwd=REPO,
         capture_output=True,
         encoding="utf-8",
-        timeout=120,
+        timeout=WAIT_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -22,6 +22,7 @@ import pytest
 from openai.types.responses import ResponseOutputMessage
 from pydantic import BaseModel
 from responses_server import ResponsesServer, call, message, reasoning
+from waiting import WAIT_S
 
 from agentmem.errors import InvalidItemError, MaxTurnsExceeded, ModelError, RunError, ToolError
 from agentmem.items import (
@@ -47,8 +48,6 @@ from agentmem.session import AsyncSQLiteSession
 from agentmem.sync import SQLiteSession
 
 pytestmark = pytest.mark.anyio
-
-WAIT_S = 30.0
 
 
 def user(text: str) -> dict[str, Any]:

@@ -14,13 +14,12 @@ import anyio
 import anyio.lowlevel
 import anyio.to_thread
 import pytest
+from waiting import WAIT_S
 
 from agentmem.errors import RunError
 from agentmem.runner.run_queue import RunQueue
 
 pytestmark = pytest.mark.anyio
-
-WAIT_S = 30.0
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from openai import AsyncOpenAI
 from responses_server import ResponsesServer
 from responses_server import message as said
 from tools import NO_AGENTS_SDK, NO_SCRIPTED_MODEL
+from waiting import WAIT_S
 
 from agentmem.errors import RunError
 from agentmem.runner import Agent, OfflineModel, RunConfig, Runner
@@ -143,7 +144,7 @@ async def test_a_tool_of_the_sdk_s_that_runs_on_its_own_session_is_told_so(tmp_p
             return "unreachable"
 
         tool = agents.function_tool(nested, failure_error_function=None)
-        with pytest.raises(Exception, match="started another run on it") as caught, anyio.fail_after(30):
+        with pytest.raises(Exception, match="started another run on it") as caught, anyio.fail_after(WAIT_S):
             await Runner.run(sdk_agent(call("nested"), tools=[tool]), "Hi", session=session)
         assert isinstance(caught.value, RunError) or isinstance(caught.value.__cause__, RunError)
 

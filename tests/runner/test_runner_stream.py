@@ -18,6 +18,7 @@ import openai
 import pytest
 from responses_server import ResponsesServer, call, message, reasoning, response
 from stepping import TASK_FACTORIES, CycleLoop, cycle_loops
+from waiting import WAIT_S
 
 from agentmem.cancellation import UncancellableTask
 from agentmem.errors import MaxTurnsExceeded, ModelError, RunError, StorageError, ToolError
@@ -47,7 +48,6 @@ from agentmem.session import AsyncSQLiteSession
 
 pytestmark = pytest.mark.anyio
 
-WAIT_S = 30.0
 HI = {"role": "user", "content": "Hi"}
 
 

@@ -16,6 +16,7 @@ import anyio
 import anyio.to_thread
 import pytest
 from pydantic import BaseModel, Field
+from waiting import WAIT_S
 
 from agentmem import Agent, Runner
 from agentmem.errors import ToolError
@@ -23,8 +24,6 @@ from agentmem.runner import FunctionTool, OfflineModel, RunContext, function_too
 from agentmem.runner.tool_calls import run_calls
 
 pytestmark = pytest.mark.anyio
-
-WAIT_S = 30.0
 
 
 class Place(BaseModel):
@@ -367,7 +366,7 @@ async def test_an_async_tool_whose_time_is_up_is_cancelled_and_the_model_is_told
 async def test_a_plain_tool_whose_time_is_up_is_left_to_its_thread() -> None:
     release, ended = threading.Event(), threading.Event()
 
-    @function_tool(timeout_s=0.01)
+    @function_tool(timeout_s=0.2)  # the thread must have begun by then
     def slow() -> str:
         release.wait(WAIT_S)
         ended.set()
@@ -375,10 +374,10 @@ async def test_a_plain_tool_whose_time_is_up_is_left_to_its_thread() -> None:
 
     with anyio.fail_after(WAIT_S):
         output = await slow.invoke("{}")
-    assert output.text == "Error: slow failed: TimeoutError: took longer than 0.01 s"
+    assert output.text == "Error: slow failed: TimeoutError: took longer than 0.2 s"
     assert not ended.is_set()
     release.set()
-    await anyio.to_thread.run_sync(ended.wait, WAIT_S)
+    assert await anyio.to_thread.run_sync(ended.wait, WAIT_S)
 
 
 async def test_a_tool_with_raise_errors_raises_when_its_time_is_up() -> None:
