@@ -85,6 +85,7 @@ asyncio.run(main())
 """
 
 
+@exhaustive
 @pytest.mark.parametrize(
     ("kind", "limit", "drive", "decisions"),
     [

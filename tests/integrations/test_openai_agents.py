@@ -969,6 +969,7 @@ class Turns(RuleBasedStateMachine):
         self.folder.cleanup()
 
 
+@exhaustive
 @pytest.mark.hypothesis
 def test_where_the_sdk_and_agentmem_write_in_turns_nothing_is_lost_doubled_or_reordered() -> None:
     run_state_machine_as_test(Turns, settings=hypothesis_settings(stateful_step_count=15))

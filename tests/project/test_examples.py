@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from exhaustive import exhaustive
 from tools import NO_AGENTS_SDK
 from waiting import WAIT_S
 from web_client import EXAMPLES, ROUNDS, USERS, client_of, converse, environment, history, say, serving
@@ -218,6 +219,7 @@ async def test_fastapi_app_stops_cleanly_when_it_is_told_to(tmp_path: Path) -> N
     assert sorted(path.name for path in tmp_path.iterdir()) == ["chats.db"]
 
 
+@exhaustive
 @pytest.mark.anyio
 async def test_fastapi_app_answers_503_while_another_process_holds_the_database_and_loses_nothing(
     tmp_path: Path,

@@ -32,7 +32,8 @@ def rate(cell: str) -> float:
     return float(cell.removesuffix("/s").replace(",", ""))
 
 
-@pytest.mark.parametrize("processes", [pytest.param(1, marks=exhaustive), 2])
+@exhaustive
+@pytest.mark.parametrize("processes", [1, 2])
 def test_a_run_on_a_new_sqlite_file_gives_a_row_for_each_number_of_sessions_and_clients(
     tmp_path: Path, processes: int
 ) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from exhaustive import exhaustive
 from in_postgres import connected, until
 from postgres_database import PostgresDatabase, postgres_database
 from postgres_programs import ENVIRONMENT, find_folder
@@ -200,6 +201,7 @@ CREATE EVENT TRIGGER kill ON ddl_command_end EXECUTE FUNCTION kill();
 """
 
 
+@exhaustive
 async def test_an_upgrade_that_is_killed_after_any_of_its_commands_leaves_all_as_it_was(
     quiet_postgres_server: PostgresServer,
 ) -> None:
