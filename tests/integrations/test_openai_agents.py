@@ -810,6 +810,7 @@ asyncio.run(main())
 """
 
 
+@exhaustive
 async def test_processes_that_open_at_the_same_instant_take_it_over_once(path: Path) -> None:
     await sdk_add(path, *({"n": n} for n in range(5000)))
     for _ in range(2):

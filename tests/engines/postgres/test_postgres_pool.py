@@ -10,7 +10,7 @@ from typing import Any
 
 import anyio
 import pytest
-from exhaustive import cases
+from exhaustive import cases, exhaustive
 from postgres_database import PostgresDatabase
 from stepping import CycleLoop, cycle_loops
 from waiting import WAIT_S
@@ -111,6 +111,7 @@ async def test_several_stores_on_one_pool_open_at_once(database: PostgresDatabas
     assert [database.stored(schema=schema) for schema in "abc"] == [[ONE] * 3, [ONE], [ONE]]
 
 
+@exhaustive
 async def test_a_pool_whose_connections_are_all_in_use_is_waited_for_and_then_an_error(
     database: PostgresDatabase,
 ) -> None:

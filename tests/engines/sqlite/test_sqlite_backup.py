@@ -150,6 +150,7 @@ with SessionStore(sys.argv[1], busy_timeout_s=60) as store:
 """
 
 
+@exhaustive
 async def test_a_backup_holds_whole_batches_and_all_that_was_acknowledged_before(path: Path, target: Path) -> None:
     acknowledged: Counter[str] = Counter()
 
@@ -464,6 +465,7 @@ begun.wait()
 """
 
 
+@exhaustive
 async def test_a_program_that_ends_during_a_backup_ends_at_once_and_leaves_nothing_half(
     path: Path, target: Path
 ) -> None:

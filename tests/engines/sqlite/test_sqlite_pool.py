@@ -1195,6 +1195,7 @@ for round in range(int(sys.argv[2])):
 """
 
 
+@exhaustive
 @needs_fork
 def test_a_new_file_that_eight_processes_open_at_the_same_instant_is_created_once(path: Path) -> None:
     rounds = 4
