@@ -59,16 +59,33 @@ def back_up(snapshot: Snapshot, path: str, target: str) -> None:
     require_tables(snapshot.connection, path)
     _require_absent(target)
     folder = os.path.dirname(target)
+    with writing_a_copy(snapshot, "back up to", target, f"a copy of {path}"), new_copy(snapshot, folder) as copy:
+        snapshot.require_valid()
+        _move_into_place(copy, target, folder)
+
+
+@contextmanager
+def writing_a_copy(snapshot: Snapshot, what: str, target: str, which: str) -> Iterator[None]:
+    """Map what the system and SQLite raise while a file is copied to another.
+
+    Args:
+        snapshot: of the file that is copied.
+        what: what is done with the target, for messages, such as "restore to".
+        target: the path of the new file.
+        which: what the new file is, for messages.
+
+    Raises:
+        StorageError, StorageFullError, StorageCorruptError: what failed.
+        Halted: the snapshot was halted.
+    """
     try:
-        with new_copy(snapshot, folder) as copy:
-            snapshot.require_valid()
-            _move_into_place(copy, target, folder)
+        yield
     except OSError as error:
-        raise map_os_error("back up to", target, error) from error
+        raise map_os_error(what, target, error) from error
     except sqlite3.Error as error:
         if snapshot.halted:
             raise Halted from error
-        raise map_error(error, f"{target}, a copy of {path}") from error
+        raise map_error(error, f"{target}, {which}") from error
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from contextlib import closing
 from pathlib import Path
 
 from ...errors import StorageBusyError, StorageCorruptError, StorageError
-from .backup import flush_folder, map_os_error, new_copy, remove, take_free_name
+from .backup import flush_folder, new_copy, remove, take_free_name, writing_a_copy
 from .errors import BUSY, map_error, primary_code
 from .schema import require_tables
 from .snapshot import Halted, Snapshot
@@ -57,16 +57,10 @@ def restore(snapshot: Snapshot, backup: str, target: str) -> None:
         "was not restored; agentmem check names what is damaged, and agentmem copy takes what can be read into a new "
         "file",
     )
-    try:
-        with new_copy(snapshot, os.path.dirname(target)) as copy:
-            snapshot.require_valid()
-            _put_in_place(copy, target)
-    except OSError as error:
-        raise map_os_error("restore to", target, error) from error
-    except sqlite3.Error as error:
-        if snapshot.halted:
-            raise Halted from error
-        raise map_error(error, f"{target}, a copy of {backup}") from error
+    folder = os.path.dirname(target)
+    with writing_a_copy(snapshot, "restore to", target, f"a copy of {backup}"), new_copy(snapshot, folder) as copy:
+        snapshot.require_valid()
+        _put_in_place(copy, target)
 
 
 def require_no_damage(snapshot: Snapshot, path: str, then: str) -> None:

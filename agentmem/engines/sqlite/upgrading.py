@@ -21,13 +21,12 @@ from contextlib import closing, contextmanager
 
 from ...checking import Progress
 from ...errors import StorageError
-from .backup import map_os_error, temporary_name
-from .errors import map_error
+from .backup import temporary_name, writing_a_copy
 from .file import warn_of_other_names
 from .lineage import begin_lineage, refuse_foreign_wal
 from .restore import connect_to_replace, lock_exclusively, replace_file, require_no_damage
 from .schema import has_tables, require_tables
-from .snapshot import STOP_CHECK_OPCODES, Halted, Snapshot
+from .snapshot import STOP_CHECK_OPCODES, Snapshot
 from .tables import Version1, create_empty_tables, create_indexes, mark
 
 SLICE_ITEMS = 10_000
@@ -107,17 +106,11 @@ def upgrade_file(snapshot: Snapshot, path: str, target: str, progress: Progress 
         "was not upgraded; agentmem check names what is damaged. Restore a backup, or have the agentmem that wrote it "
         "copy what can be read into a new file",
     )
-    try:
-        with temporary_name(os.path.dirname(target)) as copy:
-            _build(snapshot, copy, progress)
-            snapshot.require_valid()
-            replace_file(raw, copy, target)
-    except OSError as error:
-        raise map_os_error("upgrade", target, error) from error
-    except sqlite3.Error as error:
-        if snapshot.halted:
-            raise Halted from error
-        raise map_error(error, f"{target}, which was to be upgraded") from error
+    folder = os.path.dirname(target)
+    with writing_a_copy(snapshot, "upgrade", target, "which was to be upgraded"), temporary_name(folder) as copy:
+        _build(snapshot, copy, progress)
+        snapshot.require_valid()
+        replace_file(raw, copy, target)
 
 
 def _build(snapshot: Snapshot, copy: str, progress: Progress | None) -> None:
@@ -165,7 +158,7 @@ def _copy_rows(snapshot: Snapshot, copy: str, descriptor: int, tables: list[str]
         raw.execute("PRAGMA new.synchronous = OFF")
         for name in tables:
             quoted = '"' + name.replace('"', '""') + '"'
-            raw.execute(f"INSERT INTO new.{quoted} SELECT * FROM main.{quoted}")  # noqa: S608  as the database has it
+            raw.execute(f"INSERT INTO new.{quoted} SELECT * FROM main.{quoted}")  # noqa: S608  its own name, quoted
         old = Version1(old="main.", new="new.")
         old.copy_sessions(raw)
         count = old.sort(raw)
