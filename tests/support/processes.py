@@ -187,3 +187,22 @@ def holds_again(before: tuple[Counter[str], Counter[str]]) -> None:
     while (more := [now - then for now, then in zip(holdings(), before, strict=True)]) != [Counter(), Counter()]:
         assert time.monotonic() < deadline, more
         time.sleep(0.001)
+
+
+KILLED_AT_STEP = """
+import os, signal, sys
+import agentmem
+path, left = sys.argv[1], int(sys.argv[2])
+
+def kill(event, args):
+    global left
+    if event in ("open", "os.rename", "os.link", "os.remove", "os.chmod", "sqlite3.connect"):
+        if any(path in str(arg) or ".agentmem-" in str(arg) for arg in args):
+            left -= 1
+            if not left:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(kill)
+"""
+"""Begins a script, whose first arguments are a file's path and a number: it is killed as it takes the step of that
+number with this file or one that is to take its place."""

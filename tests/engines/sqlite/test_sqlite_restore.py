@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from database import mounted
 from exhaustive import cases, exhaustive
-from processes import Child, holdings, holds_again, run
+from processes import KILLED_AT_STEP, Child, holdings, holds_again, run
 from stepping import CycleLoop, cycle_loops
 
 import agentmem
@@ -317,22 +317,7 @@ def test_a_full_disk_is_an_error_by_name_and_the_target_stays(backup: Path, tmp_
 
 # Crashes and cancellation
 
-KILLED = """
-import os, signal, sys
-import agentmem
-left = int(sys.argv[3])
-
-def kill(event, args):
-    global left
-    if event in ("open", "os.rename", "os.link", "os.remove", "os.chmod", "sqlite3.connect"):
-        if any(sys.argv[2] in str(arg) or ".agentmem-" in str(arg) for arg in args):
-            left -= 1
-            if not left:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-sys.addaudithook(kill)
-agentmem.restore(sys.argv[1], sys.argv[2])
-"""
+KILLED = KILLED_AT_STEP + "agentmem.restore(sys.argv[3], path)"
 
 
 @posix
@@ -344,7 +329,7 @@ def test_a_process_that_is_killed_at_any_step_leaves_the_old_file_or_the_backup(
     for step in range(1, 100):
         path.write_bytes(crashed[0])
         wal.write_bytes(crashed[1])
-        code, _, errors = run(KILLED, backup, path, str(step))
+        code, _, errors = run(KILLED, path, str(step), backup)
         assert code in (0, -signal.SIGKILL), errors
         found = texts(path)
         assert found == ["old"] or (found[0], found[-1], len(found)) == ("old", "new", 202)

@@ -17,7 +17,7 @@ import pytest
 import version_1
 from database import mounted, shell
 from exhaustive import cases, exhaustive
-from processes import Child, files, holdings, holds_again, run
+from processes import KILLED_AT_STEP, Child, files, holdings, holds_again, run
 from stepping import CycleLoop, cycle_loops
 
 import agentmem
@@ -494,22 +494,7 @@ def test_a_process_that_is_killed_in_the_middle_leaves_the_old_file_or_the_new_o
     is_upgraded(old)
 
 
-_KILLED_COMMAND = """
-import os, signal, sys
-import agentmem
-left = int(sys.argv[2])
-
-def kill(event, args):
-    global left
-    if event in ("open", "os.rename", "os.link", "os.remove", "os.chmod", "sqlite3.connect"):
-        if any(sys.argv[1] in str(arg) or ".agentmem-" in str(arg) for arg in args):
-            left -= 1
-            if not left:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-sys.addaudithook(kill)
-agentmem.upgrade(sys.argv[1])
-"""
+_KILLED_COMMAND = KILLED_AT_STEP + "agentmem.upgrade(path)"
 
 
 @posix
